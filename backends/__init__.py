@@ -1,0 +1,169 @@
+"""How a loss is computed fast, and who differentiates it.
+
+This package is installed as ``polyloss.backends``. Its modules answer two independent questions:
+
+*Who owns the array?* ``numpy``, ``cupy``, ``torch``, ``jax`` and ``dask`` each hold one `Library`: what polyloss must
+know of that array library beyond the array API standard, above all who differentiates. A library that polyloss has
+never heard of is served by `Library` itself, whose every method follows the standard.
+
+*Where do the numbers live?* A `Kernels` module computes a primitive in host or in CUDA memory. It is asked before the
+generic formula and may decline.
+
+This module is the contract. A third party that writes a `Library` for the arrays of its module ``spam`` publishes the
+instance as an entry point, and polyloss finds it without importing anything until the first such array arrives::
+
+    [project.entry-points."polyloss.backends"]
+    spam = "polyloss_spam:LIBRARY"
+
+Nothing here knows a loss, a weight, a mask or a reduction.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from types import ModuleType
+from typing import Any, Protocol, TypeAlias
+
+import array_api_compat
+import numpy as np
+
+__all__ = ["Array", "Kernels", "Library", "Primitive"]
+
+Array: TypeAlias = Any
+"""An array of any library that follows the array API standard."""
+
+HOST_DEVICES = (1, 3)  # kDLCPU, kDLCUDAHost
+CUDA_DEVICES = (2, 13)  # kDLCUDA, kDLCUDAManaged
+
+
+class Primitive(Protocol):
+    """A per-item function of arrays: its value, and its vector-Jacobian product (vjp).
+
+    The first array holds the predictions, the second the targets; a missing array is None. An array has the shape of
+    the items, or one more trailing axis that belongs to the item (the classes of a row). Items are independent of each
+    other. A primitive is immutable and hashable; its options are plain Python numbers.
+
+    The reference implementations are written against the array API alone, and any of them may be differentiated again.
+    """
+
+    @property
+    def rows(self) -> bool:
+        """Whether the predictions have one more axis than the items."""
+
+    def forward(self, library: Library, *arrays: Array | None) -> tuple[Array, tuple[Array, ...]]:
+        """The items, and the residuals that spare the backward pass some work."""
+
+    def vjp(
+        self,
+        library: Library,
+        cotangent: Array,
+        wanted: tuple[bool, ...],
+        residuals: tuple[Array, ...] | None,
+        *arrays: Array | None,
+    ) -> tuple[Array | None, ...]:
+        """The gradient in each wanted array of sum(cotangent * items); None for the others.
+
+        ``residuals`` are those of `forward`, or None to compute everything from the arrays.
+        """
+
+    def differentiable(self, library: Library, *arrays: Array | None) -> Array:
+        """The items as plain array code, whose derivative by the library's own autodiff is accurate too."""
+
+
+class Kernels(Protocol):
+    """Fast implementations of primitives for one kind of memory."""
+
+    def take(self, primitive: Primitive, library: Library, *arrays: Array | None) -> Primitive | None:
+        """An implementation of this primitive for these arrays, or None where there is none."""
+
+
+class Library:
+    """An array library. The methods as they stand hold for every library that follows the standard."""
+
+    def __init__(self, namespace: ModuleType) -> None:
+        self.xp: Any = namespace
+
+    @property
+    def name(self) -> str:
+        """What the library is called in messages."""
+        return str(self.xp.__name__).removeprefix("array_api_compat.").partition(".")[0]
+
+    def refuse(self, x: Array) -> str | None:
+        """Why this kind of array cannot be taken, or None."""
+        return None
+
+    # Where the numbers live.
+
+    def device(self, x: Array) -> Any:
+        """What must be equal for two arrays to meet in one operation; None where it fits everywhere."""
+        return array_api_compat.device(x)
+
+    def placed(self, x: Array) -> dict[str, Any]:
+        """The keyword arguments that make a creation function place its result beside ``x``."""
+        return {"device": array_api_compat.device(x)}
+
+    def memory(self, x: Array) -> str | None:
+        """``"host"`` or ``"cuda"`` where the numbers can be reached now, or another key of the table of kernels.
+
+        Values are checked in ``"host"`` memory alone. None is for traced arrays and for all that is not known.
+        """
+        device = getattr(x, "__dlpack_device__", None)
+        if device is None:
+            return None
+        kind = int(device()[0])
+        return "host" if kind in HOST_DEVICES else "cuda" if kind in CUDA_DEVICES else None
+
+    # Making arrays.
+
+    def index_dtype(self) -> Any:
+        """The integer dtype of labels and positions."""
+        return self.xp.int64
+
+    def float_dtype(self) -> Any:
+        """The floating dtype that Python numbers get where no array decides."""
+        return self.xp.asarray(0.0).dtype
+
+    def asarray(self, value: np.ndarray, dtype: Any, placed: dict[str, Any]) -> Array:
+        """Numbers in host memory as an array of this library; ``dtype`` None keeps their kind."""
+        return self.xp.asarray(value.tolist(), dtype=dtype, **placed)
+
+    def positions(self, x: Array) -> Array:
+        """0, 1, ..., K - 1 for the last axis of ``x``."""
+        return self.xp.arange(x.shape[-1], dtype=self.index_dtype(), **self.placed(x))
+
+    # Arithmetic where the standard leaves accuracy or reproducibility open.
+
+    def sum(self, x: Array) -> Array:
+        """The sum over the last axis: pairwise, in an order that the shape alone decides.
+
+        The standard promises neither. Halving the axis uses nothing but elementwise additions, so the rounding error
+        grows with the logarithm of the length and no number of threads changes a bit.
+        """
+        n = x.shape[-1]
+        if n == 0:
+            return self.xp.sum(x, axis=-1)
+        power = 1 << (n.bit_length() - 1)
+        if n > power:
+            x = self.xp.concat([x[..., : n - power] + x[..., power:], x[..., n - power : power]], axis=-1)
+        while power > 1:
+            power //= 2
+            x = x[..., :power] + x[..., power:]
+        return x[..., 0]
+
+    def matmul(self, a: Array, b: Array) -> Array:
+        """The matrix product, in the full precision of its factors."""
+        return self.xp.matmul(a, b)
+
+    # Who differentiates.
+
+    def scope(self, x: Array) -> AbstractContextManager[Any]:
+        """What a call runs in. Limits such as inf - inf are meant: NumPy need not warn of them."""
+        return np.errstate(all="ignore")
+
+    def stop_gradient(self, x: Array) -> Array:
+        """``x`` as a constant to the library's autodiff."""
+        return x
+
+    def apply(self, primitive: Primitive, implementation: Primitive, *arrays: Array | None) -> Array:
+        """The items, differentiable by the library's own autodiff where it has one."""
+        return implementation.forward(self, *arrays)[0]

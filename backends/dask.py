@@ -1,0 +1,113 @@
+"""Dask: a primitive becomes one lazy task per block of items, and each task asks for its own block's kernel.
+
+Nothing is computed, and no value is looked at, before the user asks for it: an invalid value turns its own item into
+NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import array_api_compat.dask.array
+import dask.array as da
+import numpy as np
+
+from polyloss import dispatch
+from polyloss.backends import Array, Library, Primitive
+
+__all__ = ["KERNELS", "LIBRARY"]
+
+
+class Dask(Library):
+    @property
+    def name(self) -> str:
+        return "dask"
+
+    def device(self, x: Array) -> Any:
+        return None
+
+    def placed(self, x: Array) -> dict[str, Any]:
+        return {}
+
+    def memory(self, x: Array) -> str | None:
+        return "dask"
+
+    def float_dtype(self) -> Any:
+        return np.float64
+
+    def asarray(self, value: np.ndarray, dtype: Any, placed: dict[str, Any]) -> Array:
+        return da.from_array(np.array(value, dtype=dtype), chunks=-1)
+
+    def sum(self, x: Array) -> Array:
+        return da.sum(x, axis=-1)
+
+    def scope(self, x: Array) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+
+@dataclass(frozen=True)
+class _BlockWise:
+    """A primitive that is applied to every block of items when the blocks are there."""
+
+    primitive: Primitive
+
+    @property
+    def rows(self) -> bool:
+        return self.primitive.rows
+
+    def forward(self, library: Library, *arrays: Array | None) -> tuple[Array, tuple[Array, ...]]:
+        def block(own: Library, implementation: Primitive, *blocks: Array | None) -> Array:
+            return implementation.forward(own, *blocks)[0]
+
+        return self._lazily(block, arrays[0].ndim - self.rows, arrays), ()
+
+    def vjp(
+        self,
+        library: Library,
+        cotangent: Array,
+        wanted: tuple[bool, ...],
+        residuals: tuple[Array, ...] | None,
+        *arrays: Array | None,
+    ) -> tuple[Array | None, ...]:
+        def gradient(i: int, x: Array) -> Array:
+            only_this = tuple(i == j for j in range(len(arrays)))
+
+            def block(own: Library, implementation: Primitive, *blocks: Array | None) -> Array:
+                *parts, ct = blocks
+                return implementation.vjp(own, ct, only_this, None, *parts)[i]
+
+            return self._lazily(block, x.ndim, (*arrays, cotangent))
+
+        return tuple(gradient(i, x) if w and x is not None else None for i, (w, x) in enumerate(zip(wanted, arrays)))
+
+    def _lazily(self, block: Callable[..., Array], ndim: int, arrays: tuple[Array | None, ...]) -> Array:
+        """``block(library, implementation, *blocks)``, block by block; the result has ``ndim`` axes."""
+        items = arrays[0].ndim - self.rows
+        given = [i for i, x in enumerate(arrays) if x is not None]
+        operands: list[Any] = []
+        for i in given:
+            x = arrays[i]
+            operands += [x.rechunk({items: -1}) if x.ndim > items else x, tuple(range(x.ndim))]
+
+        def task(*blocks: Array) -> Array:
+            own = dispatch.library_of(blocks[0])
+            parts: list[Array | None] = [None] * len(arrays)
+            for i, part in zip(given, blocks):
+                parts[i] = part
+            with own.scope(parts[0]):
+                return block(own, dispatch.implementation(self.primitive, own, *parts[: len(arrays)]), *parts)
+
+        meta = np.empty((0,) * ndim, dtype=arrays[0].dtype)
+        return da.blockwise(task, tuple(range(ndim)), *operands, dtype=arrays[0].dtype, meta=meta, concatenate=True)
+
+
+class _Kernels:
+    def take(self, primitive: Primitive, library: Library, *arrays: Array | None) -> Primitive:
+        return _BlockWise(primitive)
+
+
+LIBRARY = Dask(array_api_compat.dask.array)
+KERNELS = _Kernels()

@@ -1,0 +1,92 @@
+"""JAX: one ``custom_jvp`` for every primitive.
+
+Its tangent is the primitive's vjp of ones, contracted with the tangents of the arrays, which is right because items are
+independent. That one rule gives forward mode, reverse mode, their nestings, vmap, jit and sharding.
+"""
+
+from __future__ import annotations
+
+import functools
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_derivatives import SymbolicZero
+
+from polyloss.backends import Array, Library, Primitive
+
+__all__ = ["LIBRARY"]
+
+
+class Jax(Library):
+    @property
+    def name(self) -> str:
+        return "jax"
+
+    def device(self, x: Array) -> Any:
+        # An uncommitted array goes wherever it is needed; a sharded one has several devices.
+        if isinstance(x, jax.core.Tracer) or not getattr(x, "committed", True):
+            return None
+        return frozenset(x.devices())
+
+    def placed(self, x: Array) -> dict[str, Any]:
+        return {}
+
+    def memory(self, x: Array) -> str | None:
+        if isinstance(x, jax.core.Tracer) or not x.is_fully_addressable:
+            return None
+        return {"cpu": "host", "gpu": "cuda"}.get(next(iter(x.devices())).platform)
+
+    def index_dtype(self) -> Any:
+        return jnp.int64 if jax.config.jax_enable_x64 else jnp.int32
+
+    def float_dtype(self) -> Any:
+        return jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
+
+    def asarray(self, value: np.ndarray, dtype: Any, placed: dict[str, Any]) -> Array:
+        kept = jax.dtypes.canonicalize_dtype(value.dtype)
+        if kept != value.dtype and value.dtype.kind in "iu":  # out of range stays out of range instead of wrapping
+            value = np.clip(value, np.iinfo(kept).min, np.iinfo(kept).max).astype(kept)
+        return jnp.array(value, dtype=kept if dtype is None else dtype)
+
+    def sum(self, x: Array) -> Array:
+        return jnp.sum(x, axis=-1)
+
+    def matmul(self, a: Array, b: Array) -> Array:
+        # Some devices take fewer bits by default; a precision that the user chose is kept.
+        precision = None if jax.config.jax_default_matmul_precision else jax.lax.Precision.HIGHEST
+        return jnp.matmul(a, b, precision=precision)
+
+    def scope(self, x: Array) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def stop_gradient(self, x: Array) -> Array:
+        return jax.lax.stop_gradient(x)
+
+    def apply(self, primitive: Primitive, implementation: Primitive, *arrays: Array | None) -> Array:
+        return _compiled(implementation, *arrays)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _items(primitive: Primitive, *arrays: Array | None) -> Array:
+    return primitive.forward(LIBRARY, *arrays)[0]
+
+
+def _tangent(primitive: Primitive, arrays: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    items = _items(primitive, *arrays)
+    wanted = tuple(t is not None and not isinstance(t, SymbolicZero) for t in tangents)
+    gradients = primitive.vjp(LIBRARY, jnp.ones_like(items), wanted, None, *arrays)
+    tangent = jnp.zeros_like(items)
+    for gradient, t in zip(gradients, tangents):
+        if gradient is not None:
+            part = gradient * t
+            tangent = tangent + (part if part.ndim == items.ndim else jnp.sum(part, axis=-1))
+    return items, tangent
+
+
+_items.defjvp(_tangent, symbolic_zeros=True)
+_compiled = jax.jit(_items, static_argnums=0)
+
+LIBRARY = Jax(jnp)

@@ -1,0 +1,95 @@
+"""torch: one autograd rule for every primitive.
+
+No single form of ``autograd.Function`` serves all of torch: one with a ``jvp`` is refused by ``torch.compile``, one
+without it fails under ``torch.func``. So a plain eager call uses a small Function, where kernels plug in and whose
+backward is itself differentiable; under ``torch.compile``, ``torch.func`` and forward-mode AD, and for tensor
+subclasses, the primitive is plain torch code, which all of them transform.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import array_api_compat.torch
+import numpy as np
+import torch
+from torch.autograd import forward_ad
+
+from polyloss.backends import Array, Library, Primitive
+
+__all__ = ["LIBRARY"]
+
+
+class Torch(Library):
+    def device(self, x: Array) -> Any:
+        return None if x.ndim == 0 and x.device.type == "cpu" else x.device
+
+    def placed(self, x: Array) -> dict[str, Any]:
+        return {"device": x.device}
+
+    def memory(self, x: Array) -> str | None:
+        if not _is_plain(x):
+            return None
+        return {"cpu": "host", "cuda": "cuda"}.get(x.device.type)
+
+    def float_dtype(self) -> Any:
+        return torch.get_default_dtype()
+
+    def asarray(self, value: np.ndarray, dtype: Any, placed: dict[str, Any]) -> Array:
+        return torch.tensor(value.tolist(), dtype=dtype, **placed)
+
+    def sum(self, x: Array) -> Array:
+        # torch.sum over many elements gives other bits with other numbers of threads; halving does not. A compiler
+        # orders its sums itself, and would specialise on the length.
+        return torch.sum(x, -1) if torch.compiler.is_compiling() else super().sum(x)
+
+    def scope(self, x: Array) -> AbstractContextManager[Any]:
+        # Autocast would run the matrix products of float32 embeddings in 16 bits.
+        kind = x.device.type
+        return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+    def stop_gradient(self, x: Array) -> Array:
+        return x.detach()
+
+    def apply(self, primitive: Primitive, implementation: Primitive, *arrays: Array | None) -> Array:
+        if not all(x is None or _is_plain(x) for x in arrays):
+            return primitive.differentiable(self, *arrays)
+        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in arrays):
+            return _Rule.apply(self, primitive, implementation, *arrays)
+        return implementation.forward(self, *arrays)[0]
+
+
+def _is_plain(x: Array) -> bool:
+    """Whether ``x`` holds numbers that nothing traces, batches, fakes or differentiates forwards."""
+    return (
+        (type(x) is torch.Tensor or type(x) is torch.nn.Parameter)
+        and not torch.compiler.is_compiling()
+        and torch._C._functorch.maybe_current_level() is None
+        and forward_ad._current_level < 0
+        and torch.utils._python_dispatch._get_current_dispatch_mode() is None
+    )
+
+
+class _Rule(torch.autograd.Function):
+    """The items of any primitive, and their gradient by its vjp."""
+
+    @staticmethod
+    def forward(ctx: Any, library: Library, primitive: Primitive, implementation: Primitive, *arrays: Any) -> Any:
+        items, residuals = implementation.forward(library, *arrays)
+        ctx.rule = library, primitive, implementation
+        ctx.count = len(arrays)
+        ctx.save_for_backward(*arrays, *residuals)
+        return items
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        library, primitive, implementation = ctx.rule
+        arrays, residuals = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        if torch.is_grad_enabled():  # create_graph: the formula is differentiable, residuals and kernels are not
+            implementation, residuals = primitive, None
+        wanted = ctx.needs_input_grad[3:]
+        return None, None, None, *implementation.vjp(library, cotangents[0], wanted, residuals, *arrays)
+
+
+LIBRARY = Torch(array_api_compat.torch)

@@ -1,0 +1,29 @@
+"""One definition of each loss for every array library, right to the last digit that the input determines."""
+
+from polyloss.classification import binary_log_loss, log_loss, sigmoid_cross_entropy, softmax_cross_entropy
+from polyloss.contrastive import contrastive, contrastive_from_distance, info_nce
+from polyloss.gradients import grad, value_and_grad
+from polyloss.ranking import bpr, pairwise_hinge
+from polyloss.transforms import log_sigmoid, log_softmax, logsumexp, sigmoid, softmax, softplus
+
+__all__ = [
+    "binary_log_loss",
+    "bpr",
+    "contrastive",
+    "contrastive_from_distance",
+    "grad",
+    "info_nce",
+    "log_loss",
+    "log_sigmoid",
+    "log_softmax",
+    "logsumexp",
+    "pairwise_hinge",
+    "sigmoid",
+    "sigmoid_cross_entropy",
+    "softmax",
+    "softmax_cross_entropy",
+    "softplus",
+    "value_and_grad",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,315 @@
+"""Losses that ask which class an item belongs to: from logits to train, from probabilities to evaluate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from polyloss.backends import Array, Library
+from polyloss.gradients import differentiable
+from polyloss.inputs import Call, axis_of, last_axis_to, number, same_shape, to_last_axis
+from polyloss.primitives import LseCrossEntropy, SoftplusCrossEntropy, one_hot
+from polyloss.reduction import Loss, Reduction
+
+__all__ = ["binary_log_loss", "log_loss", "sigmoid_cross_entropy", "softmax_cross_entropy"]
+
+
+@differentiable("logits", "targets")
+def sigmoid_cross_entropy(
+    logits: Array,
+    targets: Array,
+    *,
+    pos_weight: Array | None = None,
+    label_smoothing: float = 0.0,
+    weights: Array | None = None,
+    where: Array | None = None,
+    reduction: str = "mean",
+    denominator: Array | float | None = None,
+) -> Loss:
+    call = Call(
+        logits=logits, targets=targets, pos_weight=pos_weight, weights=weights, where=where, denominator=denominator
+    )
+    (x,) = call.floating(logits=logits)
+    t = call.real("targets", targets)
+    same_shape("targets", t, "logits", x)
+    smoothing = number("label_smoothing", label_smoothing, 0, 1)
+    p = None
+    if pos_weight is not None:
+        p = call.trailing("pos_weight", call.real("pos_weight", pos_weight), tuple(x.shape), "logits")
+    reduce = Reduction(call, x.shape, weights, where, reduction, denominator)
+    t = call.unit_interval("targets", reduce.clean(t))
+    p = None if p is None else reduce.clean(p)
+    items = call.apply(SoftplusCrossEntropy(smoothing), reduce.clean(x), t, p)
+    return reduce.of(items, lambda gx, gt, gp: {"logits": gx, "targets": gt}, target="targets")
+
+
+@differentiable("logits", "targets")
+def softmax_cross_entropy(
+    logits: Array,
+    targets: Array,
+    *,
+    axis: int = -1,
+    class_weights: Array | None = None,
+    class_mask: Array | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    ignore_index: int | None = None,
+    weights: Array | None = None,
+    where: Array | None = None,
+    reduction: str = "mean",
+    denominator: Array | float | None = None,
+) -> Loss:
+    call = Call(
+        logits=logits,
+        targets=targets,
+        class_weights=class_weights,
+        class_mask=class_mask,
+        weights=weights,
+        where=where,
+        denominator=denominator,
+    )
+    (x,) = call.floating(logits=logits)
+    axis = axis_of(axis, x, "logits")
+    primitive = LseCrossEntropy(number("label_smoothing", label_smoothing, 0, 1), number("z_loss", z_loss, 0))
+    c = mask = None
+    if class_weights is not None:
+        c = call.per_class("class_weights", call.real("class_weights", class_weights), tuple(x.shape), axis)
+        c = to_last_axis(call, c, axis)
+    if class_mask is not None:
+        mask = _class_mask(call, class_mask, tuple(x.shape), axis)
+    shape = (*x.shape[:axis], *x.shape[axis + 1 :])
+    reduce = Reduction(call, shape, weights, where, reduction, denominator)
+    t = _targets(call, targets, x, axis, reduce, ignore_index)
+    if c is not None:
+        reduce.weigh(_target_weight(call, t, c))
+    items = call.apply(primitive, reduce.clean(to_last_axis(call, x, axis), rows=True), t, c, mask)
+
+    def pull(gx: Array, gt: Array | None, gc: Array | None, _: None) -> dict[str, Array | None]:
+        return {
+            "logits": last_axis_to(call, gx, axis),
+            "targets": None if gt is None else last_axis_to(call, gt, axis),
+        }
+
+    return reduce.of(items, pull, target="targets")
+
+
+def _class_mask(call: Call, class_mask: Array, shape: tuple[int, ...], axis: int) -> Array:
+    mask = call.boolean("class_mask", class_mask)
+    if mask.ndim == 1 and mask.shape[0] == shape[axis]:
+        mask = call.per_class("class_mask", mask, shape, axis)
+    else:
+        mask = call.trailing("class_mask", mask, shape, "logits")
+    return to_last_axis(call, mask, axis)
+
+
+def _targets(
+    call: Call, targets: Any, of: Array, axis: int, reduce: Reduction, ignore_index: int | None, name: str = "logits"
+) -> Array:
+    """Valid labels, or rows of class probabilities with the classes last; both with masked items cleaned."""
+    if call.is_floating("targets", targets):
+        if ignore_index is not None:
+            raise ValueError("ignore_index is for class indices; floating targets take where=")
+        t = call.real("targets", targets)
+        same_shape("targets", t, name, of)
+        return call.unit_interval("targets", reduce.clean(to_last_axis(call, t, axis), rows=True))
+    y = call.labels("targets", targets, reduce.shape, axis, of, name)
+    if ignore_index is not None:
+        reduce.mask(y != int(number("ignore_index", ignore_index)))
+    y = reduce.clean(y)
+    classes = of.shape[axis]
+    return call.valid("targets", y, (y < 0) | (y >= classes), f"class indices in [0, {classes})")
+
+
+def _target_weight(call: Call, t: Array, c: Array) -> Array:
+    """``sum_k c_k t_k`` of the unsmoothed target: what an item weighs in the denominator."""
+    xp = call.xp
+    if t.ndim < c.ndim:
+        hot = xp.expand_dims(t, axis=-1) == call.library.positions(c)
+        return xp.sum(xp.where(hot, c, xp.zeros_like(c)), axis=-1)
+    return call.library.sum(c * t)
+
+
+@differentiable("probabilities", "targets")
+def binary_log_loss(
+    probabilities: Array,
+    targets: Array,
+    *,
+    eps: float = 0.0,
+    weights: Array | None = None,
+    where: Array | None = None,
+    reduction: str = "mean",
+    denominator: Array | float | None = None,
+) -> Loss:
+    call = Call(probabilities=probabilities, targets=targets, weights=weights, where=where, denominator=denominator)
+    (p,) = call.floating(probabilities=probabilities)
+    t = call.real("targets", targets)
+    same_shape("targets", t, "probabilities", p)
+    primitive = BinaryLogLoss(number("eps", eps, 0, 0.5))
+    reduce = Reduction(call, p.shape, weights, where, reduction, denominator)
+    p = call.unit_interval("probabilities", reduce.clean(p))
+    t = call.unit_interval("targets", reduce.clean(t))
+    return reduce.of(call.apply(primitive, p, t), _to_probabilities, target="targets")
+
+
+@differentiable("probabilities", "targets")
+def log_loss(
+    probabilities: Array,
+    targets: Array,
+    *,
+    axis: int = -1,
+    eps: float = 0.0,
+    weights: Array | None = None,
+    where: Array | None = None,
+    reduction: str = "mean",
+    denominator: Array | float | None = None,
+) -> Loss:
+    call = Call(probabilities=probabilities, targets=targets, weights=weights, where=where, denominator=denominator)
+    (p,) = call.floating(probabilities=probabilities)
+    axis = axis_of(axis, p, "probabilities")
+    primitive = RowLogLoss(number("eps", eps, 0, 0.5))
+    reduce = Reduction(call, (*p.shape[:axis], *p.shape[axis + 1 :]), weights, where, reduction, denominator)
+    t = _targets(call, targets, p, axis, reduce, None, "probabilities")
+    q = call.unit_interval("probabilities", reduce.clean(to_last_axis(call, p, axis), rows=True))
+    q = _rows_of_sum_one(call, q, reduce, max(1e-3, call.resolution("probabilities")))
+
+    def pull(gp: Array, gt: Array | None) -> dict[str, Array | None]:
+        return {
+            "probabilities": last_axis_to(call, gp, axis),
+            "targets": None if gt is None else last_axis_to(call, gt, axis),
+        }
+
+    return reduce.of(call.apply(primitive, q, t), pull, target="targets")
+
+
+def _to_probabilities(gp: Array, gt: Array | None) -> dict[str, Array | None]:
+    return {"probabilities": gp, "targets": gt}
+
+
+def _rows_of_sum_one(call: Call, p: Array, reduce: Reduction, tolerance: float) -> Array:
+    """``p``, whose rows must sum to 1; elsewhere than in host memory a row that does not becomes NaN."""
+    xp = call.xp
+    total = call.library.sum(p)
+    off = xp.abs(total - 1) > tolerance
+    if reduce.keep is not None:
+        off = off & reduce.keep
+    call.valid("the sum of a row of probabilities", total, off, "1 (binary_log_loss takes one probability per item)")
+    if call.library.memory(off) == "host":
+        return p
+    return xp.where(xp.expand_dims(off, axis=-1), xp.full_like(p, math.nan), p)
+
+
+def _minus_log(library: Library, q: Array) -> Array:
+    """-log q; at q = 0 it is inf, with the largest finite slope instead of -inf, so that 0 times it is 0."""
+    xp = library.xp
+    zero = q == 0
+    return xp.where(zero, math.inf - _largest(library, q) * q, -xp.log(xp.where(zero, xp.ones_like(q), q)))
+
+
+def _minus_log1m(library: Library, q: Array) -> Array:
+    """-log(1 - q), likewise."""
+    xp = library.xp
+    one = q == 1
+    return xp.where(one, math.inf + _largest(library, q) * (q - 1), -xp.log1p(-xp.where(one, xp.zeros_like(q), q)))
+
+
+def _largest(library: Library, x: Array) -> float:
+    return float(library.xp.finfo(x.dtype).max)
+
+
+@dataclass(frozen=True)
+class BinaryLogLoss:
+    """``-t log p - (1 - t) log(1 - p)`` per element, with p clipped to [eps, 1 - eps]; 0 log 0 = 0."""
+
+    eps: float = 0.0
+
+    rows = False
+
+    def _seen(self, library: Library, p: Array, t: Array) -> tuple[Array, Array]:
+        """The clipped p as the logarithm sees it, and as log1p sees it: harmless where it is multiplied by 0."""
+        xp = library.xp
+        q = xp.clip(p, self.eps, 1 - self.eps) if self.eps else p
+        return (
+            xp.where((t == 0) & (q == 0), xp.ones_like(q), q),
+            xp.where((t == 1) & (q == 1), xp.zeros_like(q), q),
+        )
+
+    def differentiable(self, library: Library, p: Array, t: Array) -> Array:
+        yes, no = self._seen(library, p, t)
+        return t * _minus_log(library, yes) + (1 - t) * _minus_log1m(library, no)
+
+    def forward(self, library: Library, p: Array, t: Array) -> tuple[Array, tuple[Array, ...]]:
+        return self.differentiable(library, p, t), ()
+
+    def vjp(
+        self,
+        library: Library,
+        cotangent: Array,
+        wanted: tuple[bool, ...],
+        residuals: tuple[Array, ...] | None,
+        p: Array,
+        t: Array,
+    ) -> tuple[Array | None, ...]:
+        xp = library.xp
+        yes, no = self._seen(library, p, t)
+        gp = gt = None
+        if wanted[0]:
+            limit = xp.full_like(p, _largest(library, p))
+            slope = xp.minimum((1 - t) / (1 - no), limit) - xp.minimum(t / yes, limit)
+            gp = cotangent * _where_unclipped(library, p, self.eps, slope)
+        if wanted[1]:
+            gt = cotangent * (_minus_log(library, yes) - _minus_log1m(library, no))
+        return gp, gt
+
+
+@dataclass(frozen=True)
+class RowLogLoss:
+    """``-sum_k t_k log p_k`` per row, with p clipped to [eps, 1 - eps]; 0 log 0 = 0.
+
+    Targets are class indices (an index out of range makes its item NaN) or rows of probabilities.
+    """
+
+    eps: float = 0.0
+
+    rows = True
+
+    def _seen(self, library: Library, p: Array, targets: Array) -> tuple[Array, Array]:
+        """The target rows, and the clipped p as the logarithm sees it: harmless where it is multiplied by 0."""
+        xp = library.xp
+        t = targets if targets.ndim == p.ndim else one_hot(library, p, targets)
+        q = xp.clip(p, self.eps, 1 - self.eps) if self.eps else p
+        return t, xp.where((t == 0) & (q == 0), xp.ones_like(q), q)
+
+    def differentiable(self, library: Library, p: Array, targets: Array) -> Array:
+        t, q = self._seen(library, p, targets)
+        return library.sum(t * _minus_log(library, q))
+
+    def forward(self, library: Library, p: Array, targets: Array) -> tuple[Array, tuple[Array, ...]]:
+        return self.differentiable(library, p, targets), ()
+
+    def vjp(
+        self,
+        library: Library,
+        cotangent: Array,
+        wanted: tuple[bool, ...],
+        residuals: tuple[Array, ...] | None,
+        p: Array,
+        targets: Array,
+    ) -> tuple[Array | None, ...]:
+        xp = library.xp
+        cotangent = xp.expand_dims(cotangent, axis=-1)
+        t, q = self._seen(library, p, targets)
+        gp = gt = None
+        if wanted[0]:
+            slope = -xp.minimum(t / q, xp.full_like(p, _largest(library, p)))
+            gp = cotangent * _where_unclipped(library, p, self.eps, slope)
+        if wanted[1]:
+            gt = cotangent * _minus_log(library, q)
+        return gp, gt
+
+
+def _where_unclipped(library: Library, p: Array, eps: float, slope: Array) -> Array:
+    if not eps:
+        return slope
+    xp = library.xp
+    return xp.where(p != p, p, xp.where(xp.clip(p, eps, 1 - eps) == p, slope, xp.zeros_like(slope)))

@@ -1,0 +1,333 @@
+"""What comes in: library, device, dtype, shape and value of every argument, and every message about them."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from polyloss import dispatch
+from polyloss.backends import Array, Library
+from polyloss.dispatch import Application, is_number_like, library_of
+
+__all__ = ["Call", "axis_of", "choice", "last_axis_to", "number", "same_shape", "to_last_axis"]
+
+FLOATS = ("float32", "float64", "float16", "bfloat16")
+DEFAULT = "polyloss.backends.numpy:LIBRARY"
+
+
+class Call:
+    """The arrays of one call: whose they are, the dtype of the computation, and what is said of bad ones.
+
+    `floating` comes first: it reads the parameters that the loss is computed from, and they decide the dtype. All
+    others are cast to it.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        self.library = _common_library(arguments)
+        self.xp = self.library.xp
+        self._placed = _placed(self.library, arguments)
+        self.dtype: Any = None
+        self._own: dict[str, Any] = {}
+
+    # Reading arguments.
+
+    def floating(self, **values: Any) -> list[Array]:
+        """The arrays that decide the dtype, in the dtype of the computation: float32, or float64 if one of them is."""
+        arrays = {name: self._floating(name, value) for name, value in values.items()}
+        deciding = [name for name, value in values.items() if not is_number_like(value)] or [
+            name for name, value in values.items() if isinstance(value, np.floating)
+        ]
+        wide = any(self._kind(arrays[name].dtype) == "float64" for name in deciding or values)
+        self.dtype = self.xp.float64 if wide else self.xp.float32
+        for name, value in values.items():
+            own = not is_number_like(value) or not deciding or name in deciding
+            self._own[name] = arrays[name].dtype if own else self.dtype
+        return [self.xp.astype(x, self.dtype, copy=False) for x in arrays.values()]
+
+    def real(self, name: str, value: Any) -> Array:
+        """An argument of any real dtype, in the dtype of the computation."""
+        x = self._array(name, value)
+        kind = self._kind(x.dtype)
+        if kind is None:
+            raise TypeError(f"{name} must be boolean, integer or real floating of 16 to 64 bits, got {x.dtype}")
+        if kind in FLOATS:
+            self._own[name] = self.dtype if is_number_like(value) else x.dtype
+        return self.xp.astype(x, self.dtype, copy=False)
+
+    def boolean(self, name: str, value: Any) -> Array:
+        x = self._array(name, value)
+        if self._kind(x.dtype) != "bool":
+            raise TypeError(f"{name} must be boolean, got {x.dtype}; write for example {name} != 0")
+        return x
+
+    def unit_interval(self, name: str, x: Array) -> Array:
+        """``x``, whose values must lie in [0, 1]; NaN passes and makes its item NaN."""
+        return self.valid(name, x, (x < 0) | (x > 1), "in [0, 1]")
+
+    def is_floating(self, name: str, value: Any) -> bool:
+        """Whether targets hold probabilities (floating) rather than class indices (integer, boolean)."""
+        x = self._array(name, value)
+        kind = self._kind(x.dtype)
+        if kind is None:
+            raise TypeError(f"{name} must be integer, boolean or real floating of 16 to 64 bits, got {x.dtype}")
+        return kind in FLOATS
+
+    def labels(self, name: str, value: Any, shape: Sequence[int], axis: int, of: Array, of_name: str) -> Array:
+        """Class indices, as signed integers. ``shape`` is that of ``of`` (``of_name``) without the class ``axis``."""
+        y = self._array(name, value)
+        if _differ(y.shape, shape):
+            hint = ""
+            if not _differ(y.shape, of.shape):
+                hint = (
+                    f"; for a one-hot array pass its indices, xp.argmax({name}, axis={axis}), or floating probabilities"
+                )
+            raise ValueError(
+                f"{name} are integer class indices and must have the shape of {of_name} without the class axis, "
+                f"{_shape(shape)}, got {_shape(y.shape)}{hint}"
+            )
+        signed = self.xp.astype(y, self.library.index_dtype(), copy=False)
+        if not self._kind(y.dtype).startswith("uint"):  # type: ignore[union-attr]
+            return signed
+        # What does not fit came out negative: no class index, and no ignore_index either.
+        return self.xp.where(signed < 0, self.xp.full_like(signed, np.iinfo(np.int32).max), signed)
+
+    # Shapes.
+
+    def leading(self, name: str, x: Array, shape: tuple[int, ...]) -> Array:
+        """``x`` broadcast to the loss's shape: axis by axis, or with fewer axes from the left, never from the right."""
+        given = tuple(x.shape)
+        aligned = given + (1,) * (len(shape) - len(given)) if given else ()
+        if given and (len(given) > len(shape) or any(a != 1 and _differ((a,), (b,)) for a, b in zip(given, shape))):
+            raise ValueError(
+                f"{name} must be 0-d, or have the loss's shape {_shape(shape)} (size 1 broadcasts), "
+                f"or that of its leading axes, got {_shape(given)}"
+            )
+        return self._broadcast(x if aligned == given else self.xp.reshape(x, aligned), shape)
+
+    def trailing(self, name: str, x: Array, shape: tuple[int, ...], of: str) -> Array:
+        """``x`` broadcast from the right to ``shape``, which it must not enlarge."""
+        given = tuple(x.shape)
+        if len(given) > len(shape) or any(a != 1 and _differ((a,), (b,)) for a, b in zip(given[::-1], shape[::-1])):
+            raise ValueError(f"{name} must broadcast to the shape of {of}, {_shape(shape)}, got {_shape(given)}")
+        return self._broadcast(x, shape)
+
+    def per_class(self, name: str, x: Array, shape: tuple[int, ...], axis: int) -> Array:
+        """One number per class, broadcast to ``shape`` along its class ``axis``."""
+        if _differ(x.shape, (shape[axis],)):
+            raise ValueError(f"{name} must have shape {_shape((shape[axis],))}, one per class, got {_shape(x.shape)}")
+        return self._broadcast(self.xp.reshape(x, (-1,) + (1,) * (len(shape) - 1 - axis)), shape)
+
+    def _broadcast(self, x: Array, shape: tuple[int, ...]) -> Array:
+        return x if tuple(x.shape) == shape else self.xp.broadcast_to(x, shape)
+
+    # Values.
+
+    def valid(self, name: str, x: Array, bad: Array, expected: str) -> Array:
+        """``x`` where no value is ``bad``.
+
+        In host memory a bad value is an error. Where looking would stall a device or break a trace it becomes NaN in a
+        floating array; an integer array is returned as it is, and the primitive refuses the label.
+        """
+        if self.library.memory(bad) == "host":
+            if bool(self.xp.any(bad)):
+                flat = self.xp.astype(self.xp.reshape(bad, (-1,)), self.xp.int32)
+                at = tuple(int(i) for i in np.unravel_index(int(self.xp.argmax(flat)), tuple(bad.shape)))
+                raise ValueError(f"{name} must be {expected}, got {_item(x[at])} at index {at}")
+            return x
+        if self._kind(x.dtype) not in FLOATS:
+            return x
+        return self.xp.where(bad, self.xp.full_like(x, math.nan), x)
+
+    # Making and giving back.
+
+    def apply(self, primitive: Any, *arrays: Array | None) -> Application:
+        return Application(primitive, self.library, arrays)
+
+    def full(self, shape: tuple[int, ...], value: float) -> Array:
+        return self.xp.full(shape, value, dtype=self.dtype, **self._placed)
+
+    def own(self, name: str, gradient: Array | None) -> Array | None:
+        """A gradient in the dtype of its parameter; None where the parameter is no floating array in this call."""
+        if gradient is None or name not in self._own:
+            return None
+        return self.xp.astype(gradient, self._own[name], copy=False)
+
+    def result(self, name: str, x: Array) -> Array:
+        """A result in the dtype of that parameter."""
+        return self.xp.astype(x, self._own[name], copy=False)
+
+    def resolution(self, name: str) -> float:
+        """The distance from 1 to the next number in the dtype of that parameter."""
+        return {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10}.get(
+            self._kind(self._own[name]) or "", 2.0**-7
+        )
+
+    def _kind(self, dtype: Any) -> str | None:
+        return _kind(self.xp, dtype)
+
+    def _floating(self, name: str, value: Any) -> Array:
+        if is_number_like(value):
+            numbers_ = _read(name, value)
+            if numbers_.dtype.kind not in "fiu" or numbers_.dtype.itemsize > 8:
+                raise TypeError(f"{name} must be real numbers of at most 64 bits, got {numbers_.dtype}")
+            keep = isinstance(value, np.floating) and self.library.name == "numpy"
+            dtype = numbers_.dtype if keep else self.library.float_dtype()
+            return self.library.asarray(numbers_.astype(float), dtype, self._placed)
+        x = self._array(name, value)
+        if self._kind(x.dtype) not in FLOATS:
+            raise TypeError(
+                f"{name} must be a real floating array of 16 to 64 bits, got {x.dtype}; "
+                f"convert it first, for example to float32"
+            )
+        return x
+
+    def _array(self, name: str, value: Any) -> Array:
+        if is_number_like(value):
+            read = _read(name, value)
+            dtype = self.dtype if read.dtype.kind == "f" else None
+            return self.library.asarray(read, dtype, self._placed)
+        if library_of(value) is not self.library:  # NumPy beside JAX
+            return self.library.asarray(np.asarray(value), None, self._placed)
+        return value
+
+
+def _common_library(arguments: dict[str, Any]) -> Library:
+    found: dict[Library, tuple[str, Any]] = {}
+    for name, value in arguments.items():
+        if value is None or is_number_like(value):
+            continue
+        try:
+            library = library_of(value)
+        except TypeError:
+            raise TypeError(
+                f"{name} must be an array, a number or a nested sequence of numbers, got {type(value).__name__}"
+            ) from None
+        if reason := library.refuse(value):
+            raise TypeError(f"{name} is {reason}")
+        found.setdefault(library, (name, value))
+    if not found:
+        return dispatch.load(DEFAULT)
+    names = {library.name: library for library in found}
+    if len(found) == 2 and set(names) == {"numpy", "jax"}:
+        return names["jax"]
+    if len(found) > 1:
+        (one, (first, _)), (two, (second, _)) = list(found.items())[:2]
+        raise TypeError(
+            f"{first} is an array of {one.name} and {second} one of {two.name}; convert one of them first, for example "
+            f"by {one.name}.asarray({second})"
+        )
+    return next(iter(found))
+
+
+def _placed(library: Library, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Where new arrays go: beside those of the call, which must share a device."""
+    found: tuple[str, Any] | None = None
+    placed: dict[str, Any] | None = None
+    for name, value in arguments.items():
+        if value is None or is_number_like(value) or library_of(value) is not library:
+            continue
+        device = library.device(value)
+        if found is not None and device is not None and device != found[1]:
+            raise ValueError(f"{found[0]} is on device {found[1]} and {name} on {device}; move one of them first")
+        if found is None and device is not None:
+            found, placed = (name, device), library.placed(value)
+        elif placed is None:
+            placed = library.placed(value)
+    return placed or {}
+
+
+def _kind(xp: Any, dtype: Any) -> str | None:
+    """ "bool", "int", "uint", or the name of one of `FLOATS`; None for all other dtypes."""
+    for name in FLOATS:
+        candidate = getattr(xp, name, None)
+        if (candidate is not None and dtype == candidate) or str(dtype) == name:
+            return name
+    if dtype == xp.bool:
+        return "bool"
+    for kind, group in (("int", "signed integer"), ("uint", "unsigned integer")):
+        if xp.isdtype(dtype, group):
+            return kind
+    return None
+
+
+def _read(name: str, value: Any) -> np.ndarray:
+    """A number or a nested sequence of numbers, read by NumPy."""
+    leaf = value
+    while isinstance(leaf, (list, tuple)) and leaf:
+        leaf = leaf[0]
+    if isinstance(leaf, (int, float, complex, np.generic, list, tuple)):
+        try:
+            read = np.asarray(value)
+        except ValueError:
+            raise ValueError(f"{name} must be a rectangular nested sequence of numbers") from None
+        if read.dtype.kind in "biufc":
+            return read
+    raise TypeError(f"{name} must be an array, a number or a nested sequence of numbers, not one of {type(leaf).__name__}")
+
+
+def _item(x: Any) -> str:
+    return str(x.item() if hasattr(x, "item") else x)
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return str(tuple(shape))
+
+
+def _differ(one: Sequence[Any], two: Sequence[Any]) -> bool:
+    """Whether two shapes differ for certain; an unknown size (None, or NaN in Dask) fits every size."""
+    return len(one) != len(two) or any(
+        a != b and not (a is None or b is None or a != a or b != b) for a, b in zip(one, two)
+    )
+
+
+def same_shape(name: str, x: Array, of_name: str, of: Array) -> None:
+    if _differ(x.shape, of.shape):
+        raise ValueError(f"{name} must have the shape of {of_name}, {_shape(of.shape)}, got {_shape(x.shape)}")
+
+
+def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf, *, above: bool = False) -> float:
+    """A finite Python number in [low, high], or (low, high] with ``above``."""
+    if not isinstance(value, numbers.Real) or isinstance(value, (bool, np.bool)):
+        raise TypeError(f"{name} must be a real number, got {type(value).__name__}")
+    x = float(value)
+    if not (math.isfinite(x) and (x > low if above else x >= low) and x <= high):
+        bounds = [f"{'above' if above else 'at least'} {low:g}"] * (low > -math.inf) + [f"at most {high:g}"] * (
+            high < math.inf
+        )
+        raise ValueError(f"{name} must be finite{''.join(' and ' + b for b in bounds)}, got {value}")
+    return x
+
+
+def choice(name: str, value: Any, options: Sequence[str]) -> str:
+    if value not in options:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
+    return str(value)
+
+
+def axis_of(axis: Any, x: Array, name: str) -> int:
+    """The class axis as a non-negative number."""
+    if not isinstance(axis, numbers.Integral) or isinstance(axis, bool):
+        raise TypeError(f"axis must be an integer, got {type(axis).__name__}")
+    if not -x.ndim <= axis < x.ndim:
+        raise ValueError(f"axis must be in [{-x.ndim}, {x.ndim}) for {name} of shape {_shape(x.shape)}, got {axis}")
+    if x.shape[int(axis)] == 0:
+        raise ValueError(f"{name} must have at least one class along axis {axis}, got shape {_shape(x.shape)}")
+    return int(axis) % x.ndim
+
+
+def to_last_axis(call: Call, x: Array, axis: int) -> Array:
+    if axis == x.ndim - 1:
+        return x
+    return call.xp.permute_dims(x, (*(i for i in range(x.ndim) if i != axis), axis))
+
+
+def last_axis_to(call: Call, x: Array, axis: int) -> Array:
+    if axis == x.ndim - 1:
+        return x
+    order = list(range(x.ndim - 1))
+    order.insert(axis, x.ndim - 1)
+    return call.xp.permute_dims(x, tuple(order))

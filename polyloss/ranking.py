@@ -1,0 +1,110 @@
+"""Losses that ask whether the relevant item scores higher than the irrelevant one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from polyloss.backends import Array, Library
+from polyloss.gradients import differentiable
+from polyloss.inputs import Call, number
+from polyloss.primitives import SoftplusCrossEntropy
+from polyloss.reduction import Loss, Reduction
+
+__all__ = ["bpr", "pairwise_hinge"]
+
+
+@differentiable("positive_scores", "negative_scores")
+def pairwise_hinge(
+    positive_scores: Array,
+    negative_scores: Array,
+    *,
+    margin: float = 1.0,
+    weights: Array | None = None,
+    where: Array | None = None,
+    reduction: str = "mean",
+    denominator: Array | float | None = None,
+) -> Loss:
+    call = Call(
+        positive_scores=positive_scores,
+        negative_scores=negative_scores,
+        weights=weights,
+        where=where,
+        denominator=denominator,
+    )
+    hinge = Hinge(number("margin", margin))
+    pairs = _Pairs(call, positive_scores, negative_scores)
+    reduce = Reduction(call, pairs.lead.shape, weights, where, reduction, denominator)
+    return reduce.of(call.apply(hinge, reduce.clean(pairs.lead)), pairs.pull)
+
+
+@differentiable("positive_scores", "negative_scores")
+def bpr(
+    positive_scores: Array,
+    negative_scores: Array,
+    *,
+    weights: Array | None = None,
+    where: Array | None = None,
+    reduction: str = "mean",
+    denominator: Array | float | None = None,
+) -> Loss:
+    call = Call(
+        positive_scores=positive_scores,
+        negative_scores=negative_scores,
+        weights=weights,
+        where=where,
+        denominator=denominator,
+    )
+    pairs = _Pairs(call, positive_scores, negative_scores)
+    reduce = Reduction(call, pairs.lead.shape, weights, where, reduction, denominator)
+    return reduce.of(call.apply(SoftplusCrossEntropy(), reduce.clean(pairs.lead)), pairs.pull)
+
+
+class _Pairs:
+    """Each positive against its negative, or against each of its M negatives on one more trailing axis."""
+
+    def __init__(self, call: Call, positive_scores: Array, negative_scores: Array) -> None:
+        self.call = call
+        positive, negative = call.floating(positive_scores=positive_scores, negative_scores=negative_scores)
+        self.many = negative.ndim == positive.ndim + 1
+        expected = tuple(positive.shape)
+        if tuple(negative.shape[: positive.ndim]) != expected or negative.ndim > positive.ndim + 1:
+            raise ValueError(
+                f"negative_scores must have the shape of positive_scores, {expected}, or one more trailing axis, "
+                f"got {tuple(negative.shape)}"
+            )
+        if self.many:
+            positive = call.xp.expand_dims(positive, axis=-1)
+        self.lead = positive - negative  # by how much the positive leads
+
+    def pull(self, gradient: Array, *_: None) -> dict[str, Array | None]:
+        return {
+            "positive_scores": self.call.library.sum(gradient) if self.many else gradient,
+            "negative_scores": -gradient,
+        }
+
+
+@dataclass(frozen=True)
+class Hinge:
+    """``max(0, margin - x)`` per element; its derivative at the kink is 0."""
+
+    margin: float = 1.0
+
+    rows = False
+
+    def differentiable(self, library: Library, x: Array) -> Array:
+        short = self.margin - x
+        return library.xp.where(short <= 0, library.xp.zeros_like(short), short)
+
+    def forward(self, library: Library, x: Array) -> tuple[Array, tuple[Array, ...]]:
+        return self.differentiable(library, x), ()
+
+    def vjp(
+        self,
+        library: Library,
+        cotangent: Array,
+        wanted: tuple[bool, ...],
+        residuals: tuple[Array, ...] | None,
+        x: Array,
+    ) -> tuple[Array | None, ...]:
+        slope = library.xp.where(x == x, -library.xp.ones_like(x), x)
+        return (cotangent * library.xp.where(self.margin - x <= 0, library.xp.zeros_like(x), slope),)

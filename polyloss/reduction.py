@@ -1,0 +1,141 @@
+"""none, sum, mean: the one place where a loss is weighted, masked and reduced."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+from polyloss.backends import Array
+from polyloss.inputs import Call, choice
+
+__all__ = ["Items", "Loss", "Reduction"]
+
+REDUCTIONS = ("none", "sum", "mean")
+
+
+class Items(Protocol):
+    """The losses per item, before they are computed."""
+
+    def value(self) -> Array:
+        """The items, differentiable by the library's own autodiff."""
+
+    def value_and_vjp(self, cotangent: Array, wanted: tuple[bool, ...]) -> tuple[Array, tuple[Array | None, ...]]:
+        """The items and the gradients of ``sum(cotangent * items)`` in predictions, targets, and so on."""
+
+
+class Reduction:
+    """What ``weights``, ``where``, ``reduction`` and ``denominator`` make of the items of one call.
+
+    It is linear in the items, with coefficients ``w / denominator`` that are known before any item is. So the cotangent
+    of the items is known too, and value and gradient can be had in one pass.
+    """
+
+    def __init__(
+        self, call: Call, shape: tuple[int, ...], weights: Any, where: Any, reduction: str, denominator: Any
+    ) -> None:
+        self.call, self.shape = call, tuple(shape)
+        self.kind = choice("reduction", reduction, REDUCTIONS)
+        if denominator is not None and self.kind != "mean":
+            raise ValueError(f"denominator is for reduction='mean' alone, got reduction={reduction!r}")
+        self.keep = None if where is None else call.leading("where", call.boolean("where", where), self.shape)
+        self.weights = None if weights is None else call.leading("weights", call.real("weights", weights), self.shape)
+        self.denominator = None if denominator is None else self._scalar(denominator)
+        self.mass: Array | None = None
+
+    def _scalar(self, denominator: Any) -> Array:
+        d = self.call.real("denominator", denominator)
+        if d.ndim:
+            raise ValueError(f"denominator must be a number or a 0-d array, got shape {tuple(d.shape)}")
+        return d
+
+    def mask(self, keep: Array) -> None:
+        """Masks further items, as ``where`` does."""
+        self.keep = keep if self.keep is None else self.keep & keep
+
+    def weigh(self, mass: Array) -> None:
+        """Multiplies the items' weights in the denominator (their losses are weighted already)."""
+        self.mass = mass
+
+    def clean(self, x: Array, *, rows: bool = False) -> Array:
+        """``x`` with 0 for the masked items, so that nothing of them reaches value or gradient.
+
+        Masking the losses alone would not do: 0 * NaN comes back through the gradient.
+        """
+        if self.keep is None:
+            return x
+        keep = self.call.xp.expand_dims(self.keep, axis=-1) if rows else self.keep
+        return self.call.xp.where(keep, x, self.call.xp.zeros_like(x))
+
+    def of(self, items: Items, pull: Callable[..., dict[str, Array | None]], target: str | None = None) -> Loss:
+        """The loss. ``pull`` takes the gradients of the items' arrays to the parameters, ``target`` names the second."""
+        return Loss(self, items, pull, target)
+
+    def value(self, items: Array) -> Array:
+        xp = self.call.xp
+        items = self.clean(items)
+        if self.weights is not None:
+            items = self.clean(self.weights) * items
+        if self.kind == "none":
+            return items
+        total = self._sum(items)
+        if self.kind == "sum":
+            return total
+        denominator = self._denominator()
+        if isinstance(denominator, int):
+            return total / denominator if denominator else total * math.nan
+        some = denominator != 0
+        mean = total / xp.where(some, denominator, xp.ones_like(denominator))
+        return xp.where(some, mean, xp.full_like(mean, math.nan))
+
+    def cotangent(self) -> Array:
+        """The derivative of the value in the items; of their sum for ``"none"``."""
+        xp = self.call.xp
+        one = self.call.full((), 1.0)
+        w = one if self.weights is None else self.weights
+        if self.kind == "mean":
+            d = self._denominator()
+            d = self.call.full((), float(d)) if isinstance(d, int) else d
+            w = xp.where(d != 0, w / xp.where(d != 0, d, one), xp.zeros_like(w))
+        w = xp.broadcast_to(w, self.shape)
+        return self.clean(w)
+
+    def _denominator(self) -> Array | int:
+        """The sum of the items' weights; the plain count where nothing weighs or masks."""
+        if self.denominator is not None:
+            return self.denominator
+        w = self.weights
+        if self.mass is not None:
+            w = self.mass if w is None else w * self.mass
+        if w is None and self.keep is None and all(isinstance(n, int) for n in self.shape):
+            return math.prod(self.shape)
+        if w is None:
+            w = self.call.xp.broadcast_to(self.call.full((), 1.0), self.shape)
+        return self._sum(self.clean(w))
+
+    def _sum(self, x: Array) -> Array:
+        """Over all items, accurately, in an order that the shape alone decides."""
+        return self.call.library.sum(x if x.ndim == 1 else self.call.xp.reshape(x, (-1,)))
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One loss of one call, not computed yet: a formula that yields its value and its gradients."""
+
+    reduction: Reduction
+    items: Items
+    pull: Callable[..., dict[str, Array | None]]
+    target: str | None
+
+    def value(self) -> Array:
+        return self.reduction.value(self.items.value())
+
+    def value_and_gradients(self, wrt: tuple[str, ...]) -> tuple[Array, dict[str, Array]]:
+        """The value, and the gradients in all parameters of this call that are floating arrays."""
+        wanted = (True, self.target in wrt)
+        items, gradients = self.items.value_and_vjp(self.reduction.cotangent(), wanted)
+        call = self.reduction.call
+        owned = {name: call.own(name, g) for name, g in self.pull(*gradients).items()}
+        return self.reduction.value(items), {name: g for name, g in owned.items() if g is not None}
