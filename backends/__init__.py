@@ -150,6 +150,10 @@ class Library:
             x = x[..., :power] + x[..., power:]
         return x[..., 0]
 
+    def log1p(self, x: Array) -> Array:
+        """log(1 + x), to a few ulp from -1 upwards."""
+        return self.xp.log1p(x)
+
     def matmul(self, a: Array, b: Array) -> Array:
         """The matrix product, in the full precision of its factors."""
         return self.xp.matmul(a, b)

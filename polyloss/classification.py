@@ -210,7 +210,7 @@ def _minus_log1m(library: Library, q: Array) -> Array:
     """-log(1 - q), likewise."""
     xp = library.xp
     one = q == 1
-    return xp.where(one, math.inf + _largest(library, q) * (q - 1), -xp.log1p(-xp.where(one, xp.zeros_like(q), q)))
+    return xp.where(one, math.inf + _largest(library, q) * (q - 1), -library.log1p(-xp.where(one, xp.zeros_like(q), q)))
 
 
 def _largest(library: Library, x: Array) -> float:

@@ -1,14 +1,12 @@
 """The two questions of every call: whose array is it, and where do its numbers live?
 
-The answers are tables, and nothing in them is imported before it is needed. Adding an array library is one row of
-`LIBRARIES`, adding fast kernels for a kind of memory one row of `KERNELS`; a library that has neither a row nor an
+The answers are two tables, and nothing in them is imported before it is needed. Adding an array library is one row of
+`known_library`, adding fast kernels for a kind of memory one row of `kernels`; a library that has neither a row nor an
 entry point is served by the array API standard.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -18,20 +16,42 @@ import numpy as np
 
 from polyloss.backends import Array, Kernels, Library, Primitive
 
-__all__ = ["KERNELS", "LIBRARIES", "Application", "detached", "implementation", "is_number_like", "library_of", "load", "scope"]
+__all__ = ["LIBRARIES", "Application", "detached", "implementation", "is_number_like", "kernels", "known_library", "library_of", "scope"]
 
-LIBRARIES: dict[str, str] = {  # the top-level module of the array's type -> its Library
-    "numpy": "polyloss.backends.numpy:LIBRARY",
-    "cupy": "polyloss.backends.cupy:LIBRARY",
-    "torch": "polyloss.backends.torch:LIBRARY",
-    "jax": "polyloss.backends.jax:LIBRARY",
-    "jaxlib": "polyloss.backends.jax:LIBRARY",
-    "dask": "polyloss.backends.dask:LIBRARY",
-}
+LIBRARIES = ("numpy", "cupy", "torch", "jax", "dask")
+"""The array libraries that have a row in `known_library`."""
 
-KERNELS: dict[str, str] = {  # the memory of the array -> the kernels that compute there
-    "dask": "polyloss.backends.dask:KERNELS",
-}
+
+def known_library(top: str) -> Library | None:
+    """The library by the top-level module of its array type.
+
+    Import statements, because torch.compile may trace the very first call, and follows nothing else.
+    """
+    match top:
+        case "numpy":
+            from polyloss.backends.numpy import LIBRARY
+        case "cupy":
+            from polyloss.backends.cupy import LIBRARY
+        case "torch":
+            from polyloss.backends.torch import LIBRARY
+        case "jax" | "jaxlib":
+            from polyloss.backends.jax import LIBRARY
+        case "dask":
+            from polyloss.backends.dask import LIBRARY
+        case _:
+            return None
+    return LIBRARY
+
+
+def kernels(memory: str | None) -> Kernels | None:
+    """The kernels that compute in that memory."""
+    match memory:
+        case "dask":
+            from polyloss.backends.dask import KERNELS
+        case _:
+            return None
+    return KERNELS
+
 
 _BY_TYPE: dict[type, Library] = {}
 
@@ -53,28 +73,19 @@ def _find(x: Any) -> Library:
     if hasattr(x, "dtype") and hasattr(x, "shape"):
         for base in type(x).__mro__:
             top = base.__module__.partition(".")[0]
-            if top in LIBRARIES:
-                return load(LIBRARIES[top])
+            if (library := known_library(top)) is not None:
+                return library
             for point in entry_points(group="polyloss.backends", name=top):
-                return load(point.value)
+                return point.load()
         if hasattr(x, "__array_namespace__"):
             return Library(x.__array_namespace__())
     raise TypeError(f"not an array: {type(x).__module__}.{type(x).__qualname__}")
 
 
-@functools.cache
-def load(address: str) -> Any:
-    module, _, name = address.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
 def implementation(primitive: Primitive, library: Library, *arrays: Array | None) -> Primitive:
     """The kernel for the memory that holds the arrays, or the primitive itself: the generic formula."""
-    memory = library.memory(arrays[0])
-    if memory in KERNELS:
-        kernels: Kernels = load(KERNELS[memory])
-        return kernels.take(primitive, library, *arrays) or primitive
-    return primitive
+    fast = kernels(library.memory(arrays[0]))
+    return (fast and fast.take(primitive, library, *arrays)) or primitive
 
 
 def _library_or_none(x: Any) -> Library | None:
