@@ -27,6 +27,52 @@ def sigmoid_cross_entropy(
     reduction: str = "mean",
     denominator: Array | float | None = None,
 ) -> Loss:
+    """Cross-entropy of independent yes/no questions, from logits.
+
+    Per element, with x the logit, t the target and p the ``pos_weight``::
+
+        l = p t softplus(-x) + (1 - t) softplus(x)
+
+    Use it for binary and multi-label classification. It takes logits and fuses the sigmoid, so that it neither
+    overflows nor takes the logarithm of a probability that was rounded to 0 or 1.
+
+    Parameters
+    ----------
+    logits : array, any shape
+        Real floating. Its dtype decides that of the result.
+    targets : array, the shape of ``logits``
+        Boolean, integer or floating, in [0, 1]. NaN makes its own item NaN.
+    pos_weight : array, optional
+        Multiplies the loss of the positive part; broadcasts to ``logits`` from the right (one per label).
+    label_smoothing : float, default 0
+        e in [0, 1]: the target becomes ``t (1 - e) + e/2``.
+    {reduce}
+
+    Returns
+    -------
+    array
+        0-d, or the shape of ``logits`` with ``reduction="none"``.
+
+    Raises
+    ------
+    {raises}
+
+    Notes
+    -----
+    Infinite logits take their limit: (inf, 1) and (-inf, 0) give 0, the others inf. It is differentiable in ``logits``
+    and ``targets``; the derivative in a logit is ``(1 - t) sigmoid(x) - p t sigmoid(-x)``.
+
+    References
+    ----------
+    I. J. Good, "Rational decisions", J. R. Stat. Soc. B 14 (1952); M. Maechler, "Accurately computing
+    log(1 - exp(-|a|))" (2012).
+
+    Examples
+    --------
+    >>> import numpy as np, polyloss
+    >>> print(polyloss.sigmoid_cross_entropy(np.array([2.0, -20.0]), np.array([1, 0]), reduction="none"))
+    [1.26928011e-01 2.06115362e-09]
+    """
     call = Call(
         logits=logits, targets=targets, pos_weight=pos_weight, weights=weights, where=where, denominator=denominator
     )
@@ -60,6 +106,63 @@ def softmax_cross_entropy(
     reduction: str = "mean",
     denominator: Array | float | None = None,
 ) -> Loss:
+    """Cross-entropy of one choice among K classes, from logits.
+
+    Per row x of logits, with t the target row (one-hot for a label), smoothed, and c the class weights::
+
+        l = sum_k c_k t_k (logsumexp(x) - x_k) + z_loss logsumexp(x)^2
+
+    Use it for classification and language modelling. It takes logits and fuses the softmax: see `log_loss` for
+    probabilities that you already have.
+
+    Parameters
+    ----------
+    logits : array
+        Real floating, the classes along ``axis``. Its dtype decides that of the result.
+    targets : array
+        Integer or boolean: class indices, the shape of ``logits`` without ``axis``. Floating: class probabilities in
+        [0, 1] (rows need not sum to 1), the shape of ``logits``.
+    axis : int, default -1
+        The class axis.
+    class_weights : array [K], optional
+        One weight per class, along ``axis``. A mean divides by the weights of the targets.
+    class_mask : boolean array, optional
+        False takes a class out of the softmax; [K] along ``axis``, or broadcasting to ``logits``. A target there gives
+        inf.
+    label_smoothing : float, default 0
+        e in [0, 1]: the target becomes ``t (1 - e) + e/n`` over the n classes that ``class_mask`` keeps.
+    z_loss : float, default 0
+        The factor of ``logsumexp(x)^2``, which holds the logits near 0.
+    ignore_index : int, optional
+        Rows with this label are masked, as by ``where``.
+    {reduce}
+
+    Returns
+    -------
+    array
+        0-d, or the shape of ``logits`` without ``axis`` with ``reduction="none"``.
+
+    Raises
+    ------
+    {raises}
+
+    Notes
+    -----
+    A logit of -inf is a probability of 0; a target on it gives inf. One logit of +inf takes its limit; two, or a row
+    without a finite logit, are NaN. It is differentiable in ``logits`` and in floating ``targets``; the derivative in
+    the logits is ``(sum_k q_k + 2 z_loss logsumexp(x)) softmax(x) - q`` with ``q = c t``.
+
+    References
+    ----------
+    P. Blanchard, D. J. Higham, N. J. Higham, "Accurately computing the log-sum-exp and softmax functions", IMA J.
+    Numer. Anal. 41 (2021). C. Szegedy et al., "Rethinking the Inception architecture" (2016), for label smoothing.
+
+    Examples
+    --------
+    >>> import numpy as np, polyloss
+    >>> print(polyloss.softmax_cross_entropy(np.array([[0.0, 40.0]], dtype=np.float32), np.array([1])))
+    4.248354e-18
+    """
     call = Call(
         logits=logits,
         targets=targets,
@@ -141,6 +244,49 @@ def binary_log_loss(
     reduction: str = "mean",
     denominator: Array | float | None = None,
 ) -> Loss:
+    """Log loss of yes/no probabilities, for evaluation.
+
+    Per element, with p the probability and t the target::
+
+        l = -t log(p) - (1 - t) log(1 - p)
+
+    Its mean over a data set is what is called the log loss. To train, use `sigmoid_cross_entropy` on logits: a
+    probability that was rounded to 0 or 1 has lost what the loss needs.
+
+    Parameters
+    ----------
+    probabilities : array, any shape
+        Real floating, in [0, 1].
+    targets : array, the shape of ``probabilities``
+        Boolean, integer or floating, in [0, 1].
+    eps : float, default 0
+        Clips the probabilities to [eps, 1 - eps]; the gradient is 0 where it does.
+    {reduce}
+
+    Returns
+    -------
+    array
+        0-d, or the shape of ``probabilities`` with ``reduction="none"``.
+
+    Raises
+    ------
+    {raises}
+
+    Notes
+    -----
+    0 log 0 is 0. Without ``eps`` the loss is inf at p = 0, and its slope the largest finite number. It is
+    differentiable in ``probabilities`` and floating ``targets``.
+
+    References
+    ----------
+    I. J. Good, "Rational decisions", J. R. Stat. Soc. B 14 (1952).
+
+    Examples
+    --------
+    >>> import numpy as np, polyloss
+    >>> print(polyloss.binary_log_loss(np.array([0.9, 0.2]), np.array([1, 0])).round(6))
+    0.164252
+    """
     call = Call(probabilities=probabilities, targets=targets, weights=weights, where=where, denominator=denominator)
     (p,) = call.floating(probabilities=probabilities)
     t = call.real("targets", targets)
@@ -164,6 +310,51 @@ def log_loss(
     reduction: str = "mean",
     denominator: Array | float | None = None,
 ) -> Loss:
+    """Log loss of class probabilities, for evaluation.
+
+    Per row p of probabilities, with t the target row (one-hot for a label)::
+
+        l = -sum_k t_k log(p_k)
+
+    To train, use `softmax_cross_entropy` on logits.
+
+    Parameters
+    ----------
+    probabilities : array
+        Real floating, in [0, 1], the classes along ``axis``; each row sums to 1 (to 1e-3, or to the dtype's resolution).
+    targets : array
+        Integer or boolean: class indices, the shape of ``probabilities`` without ``axis``. Floating: class
+        probabilities in [0, 1], the shape of ``probabilities``.
+    axis : int, default -1
+        The class axis.
+    eps : float, default 0
+        Clips the probabilities to [eps, 1 - eps]; the gradient is 0 where it does.
+    {reduce}
+
+    Returns
+    -------
+    array
+        0-d, or the shape of ``probabilities`` without ``axis`` with ``reduction="none"``.
+
+    Raises
+    ------
+    {raises}
+
+    Notes
+    -----
+    0 log 0 is 0. Without ``eps`` the loss is inf where a target has probability 0. It is differentiable in
+    ``probabilities`` and floating ``targets``.
+
+    References
+    ----------
+    I. J. Good, "Rational decisions", J. R. Stat. Soc. B 14 (1952).
+
+    Examples
+    --------
+    >>> import numpy as np, polyloss
+    >>> print(polyloss.log_loss(np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]]), np.array([0, 1])).round(6))
+    0.289909
+    """
     call = Call(probabilities=probabilities, targets=targets, weights=weights, where=where, denominator=denominator)
     (p,) = call.floating(probabilities=probabilities)
     axis = axis_of(axis, p, "probabilities")

@@ -31,6 +31,51 @@ def contrastive(
     reduction: str = "mean",
     denominator: Array | float | None = None,
 ) -> Loss:
+    """Contrastive loss of pairs of embeddings: similar ones together, others apart by a margin.
+
+    Per pair, with ``d = ||first - second||`` and s = ``similar``::
+
+        l = s d^2 + (1 - s) max(0, margin - d)^2
+
+    Some libraries and papers call y = 0 similar; here the name says it: ``similar`` is 1 where the pair belongs
+    together.
+
+    Parameters
+    ----------
+    first, second : array [..., D]
+        Real floating embeddings of the same shape.
+    similar : array [...]
+        Boolean, integer or floating, in [0, 1]: one value per pair.
+    margin : float, default 1
+        The distance from which on a dissimilar pair has no loss.
+    {reduce}
+
+    Returns
+    -------
+    array
+        0-d, or the shape of ``similar`` with ``reduction="none"``.
+
+    Raises
+    ------
+    {raises}
+
+    Notes
+    -----
+    Where both embeddings coincide the gradient is 0, never NaN. It is differentiable in ``first``, ``second`` and
+    floating ``similar``.
+
+    References
+    ----------
+    R. Hadsell, S. Chopra, Y. LeCun, "Dimensionality reduction by learning an invariant mapping", CVPR 2006 (with the
+    opposite label and a factor of 1/2).
+
+    Examples
+    --------
+    >>> import numpy as np, polyloss
+    >>> first, second = np.array([[0.0, 0.0], [0.0, 0.0]]), np.array([[0.3, 0.4], [0.3, 0.4]])
+    >>> print(polyloss.contrastive(first, second, np.array([True, False]), reduction="none"))
+    [0.25 0.25]
+    """
     call = Call(first=first, second=second, similar=similar, weights=weights, where=where, denominator=denominator)
     primitive = MarginDistance(number("margin", margin))
     a, b = call.floating(first=first, second=second)
@@ -58,6 +103,45 @@ def contrastive_from_distance(
     reduction: str = "mean",
     denominator: Array | float | None = None,
 ) -> Loss:
+    """Contrastive loss of pairs whose distance is known.
+
+    Per pair, with d the distance and s = ``similar``::
+
+        l = s d^2 + (1 - s) max(0, margin - d)^2
+
+    Parameters
+    ----------
+    distances : array, any shape
+        Real floating, at least 0.
+    similar : array, the shape of ``distances``
+        Boolean, integer or floating, in [0, 1]: 1 where the pair belongs together.
+    margin : float, default 1
+        The distance from which on a dissimilar pair has no loss.
+    {reduce}
+
+    Returns
+    -------
+    array
+        0-d, or the shape of ``distances`` with ``reduction="none"``.
+
+    Raises
+    ------
+    {raises}
+
+    Notes
+    -----
+    It is differentiable in ``distances`` and floating ``similar``.
+
+    References
+    ----------
+    R. Hadsell, S. Chopra, Y. LeCun, "Dimensionality reduction by learning an invariant mapping", CVPR 2006.
+
+    Examples
+    --------
+    >>> import numpy as np, polyloss
+    >>> print(polyloss.contrastive_from_distance(np.array([0.5, 0.25]), np.array([1, 0]), reduction="none"))
+    [0.25   0.5625]
+    """
     call = Call(distances=distances, similar=similar, weights=weights, where=where, denominator=denominator)
     primitive = MarginDistance(number("margin", margin))
     (d,) = call.floating(distances=distances)
@@ -132,6 +216,63 @@ def info_nce(
     reduction: str = "mean",
     denominator: Array | float | None = None,
 ) -> Loss:
+    """InfoNCE: find each query's positive among its candidates.
+
+    Per query, with s the similarities to its candidates divided by the temperature::
+
+        l = logsumexp(s) - s_positive
+
+    The candidates are its positive, the positives of the other rows when ``in_batch``, and ``negatives``. So it is
+    `softmax_cross_entropy` over similarities, and more negatives make it harder.
+
+    Parameters
+    ----------
+    queries, positives : array [N, D], or [D] for one query
+        Real floating embeddings of the same shape.
+    negatives : array, optional
+        [M, D] shared by all queries, or [N, M, D] for each its own.
+    temperature : float or 0-d array, default 0.07
+        Positive. Low values sharpen the softmax and weigh hard negatives more. An array is differentiable.
+    similarity : {"cosine", "dot"}, default "cosine"
+        A zero vector has cosine similarity 0, and gradient 0.
+    in_batch : bool, optional
+        Whether other rows' positives are candidates. Default: when there are no ``negatives``.
+    symmetric : bool, default False
+        Half the loss of finding the positive by the query plus half that of finding the query by the positive. In-batch
+        candidates alone.
+    candidate_mask : boolean array, optional
+        Broadcasts to [N, candidates]: the N positives when ``in_batch``, else the query's own; then the negatives.
+        False drops a false negative. A query's own positive is never dropped. With ``symmetric`` it drops the pair both
+        ways.
+    {reduce}
+
+    Returns
+    -------
+    array
+        0-d, or [N] with ``reduction="none"``.
+
+    Raises
+    ------
+    {raises}
+
+    Notes
+    -----
+    A row that ``where`` masks is no candidate of the others either, as if it were not there. It is differentiable in
+    the embeddings and in a ``temperature`` that is an array.
+
+    References
+    ----------
+    A. van den Oord, Y. Li, O. Vinyals, "Representation learning with contrastive predictive coding" (2018); M.
+    Henderson et al., "Efficient natural language response suggestion" (2017), for in-batch negatives; A. Radford et
+    al., "Learning transferable visual models from natural language supervision" (2021), for the symmetric form.
+
+    Examples
+    --------
+    >>> import numpy as np, polyloss
+    >>> queries = np.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> print(polyloss.info_nce(queries, queries, temperature=0.5).round(6))
+    0.126928
+    """
     call = Call(
         queries=queries,
         positives=positives,

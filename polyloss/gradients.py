@@ -9,6 +9,7 @@ from typing import Any, ParamSpec
 
 from polyloss import dispatch
 from polyloss.backends import Array
+from polyloss.docstrings import complete
 from polyloss.reduction import Loss
 
 __all__ = ["differentiable", "grad", "value_and_grad"]
@@ -33,7 +34,7 @@ def differentiable(*parameters: str) -> Callable[[Callable[P, Loss]], Callable[P
 
         loss.__signature__ = inspect.signature(formula).replace(return_annotation="Array")  # type: ignore[attr-defined]
         _FORMULAS[loss] = formula, parameters
-        return loss
+        return complete(loss)
 
     return mark
 

@@ -24,6 +24,48 @@ def pairwise_hinge(
     reduction: str = "mean",
     denominator: Array | float | None = None,
 ) -> Loss:
+    """Hinge loss of pairs: the positive should lead the negative by a margin.
+
+    Per pair::
+
+        l = max(0, margin - (s_positive - s_negative))
+
+    It asks for the order of two scores alone. Pairs beyond the margin have no gradient, so the choice of negatives
+    decides what is learned.
+
+    Parameters
+    ----------
+    positive_scores : array, any shape
+        Real floating scores of the relevant items.
+    negative_scores : array
+        Scores of the irrelevant items: the shape of ``positive_scores``, or one more trailing axis of M negatives each.
+    margin : float, default 1
+        The lead from which on the loss is 0.
+    {reduce}
+
+    Returns
+    -------
+    array
+        0-d, or the shape of ``negative_scores`` with ``reduction="none"``.
+
+    Raises
+    ------
+    {raises}
+
+    Notes
+    -----
+    The derivative at the kink is 0. It is differentiable in both scores.
+
+    References
+    ----------
+    R. Herbrich, T. Graepel, K. Obermayer, "Large margin rank boundaries for ordinal regression" (2000).
+
+    Examples
+    --------
+    >>> import numpy as np, polyloss
+    >>> print(polyloss.pairwise_hinge(np.array([2.0, 0.5]), np.array([0.0, 0.0]), reduction="none"))
+    [0.  0.5]
+    """
     call = Call(
         positive_scores=positive_scores,
         negative_scores=negative_scores,
@@ -47,6 +89,45 @@ def bpr(
     reduction: str = "mean",
     denominator: Array | float | None = None,
 ) -> Loss:
+    """Bayesian personalised ranking: logistic loss of score differences.
+
+    Per pair::
+
+        l = softplus(-(s_positive - s_negative)) = -log sigmoid(s_positive - s_negative)
+
+    A smooth relative of `pairwise_hinge`, for recommendation from implicit feedback.
+
+    Parameters
+    ----------
+    positive_scores : array, any shape
+        Real floating scores of the relevant items.
+    negative_scores : array
+        Scores of the irrelevant items: the shape of ``positive_scores``, or one more trailing axis of M negatives each.
+    {reduce}
+
+    Returns
+    -------
+    array
+        0-d, or the shape of ``negative_scores`` with ``reduction="none"``.
+
+    Raises
+    ------
+    {raises}
+
+    Notes
+    -----
+    It is differentiable in both scores; the derivative in the positive one is ``-sigmoid(s_negative - s_positive)``.
+
+    References
+    ----------
+    S. Rendle et al., "BPR: Bayesian personalized ranking from implicit feedback", UAI 2009.
+
+    Examples
+    --------
+    >>> import numpy as np, polyloss
+    >>> print(polyloss.bpr(np.array([1.0]), np.array([[0.0, 3.0]]), reduction="none").round(6))
+    [[0.313262 2.126928]]
+    """
     call = Call(
         positive_scores=positive_scores,
         negative_scores=negative_scores,

@@ -12,6 +12,7 @@ from typing import ParamSpec
 
 from polyloss import dispatch
 from polyloss.backends import Array
+from polyloss.docstrings import complete
 from polyloss.inputs import Call, axis_of, last_axis_to, to_last_axis
 from polyloss.primitives import Row, SoftplusCrossEntropy, minus_abs, row
 
@@ -28,11 +29,37 @@ def _quietly(transform: Callable[P, Array]) -> Callable[P, Array]:
         with dispatch.scope(*args, *kwargs.values()):
             return transform(*args, **kwargs)
 
-    return run
+    return complete(run)
 
 
 @_quietly
 def sigmoid(x: Array) -> Array:
+    """The logistic function, ``1 / (1 + exp(-x))``: a logit to a probability.
+
+    Parameters
+    ----------
+    x : array, any shape
+        Real floating.
+
+    Returns
+    -------
+    array
+        The shape and dtype of ``x``.
+
+    Raises
+    ------
+    {raises}
+
+    Notes
+    -----
+    No digit is lost, and nothing overflows, at either end.
+
+    Examples
+    --------
+    >>> import numpy as np, polyloss
+    >>> print(polyloss.sigmoid(np.array([-100.0, 0.0, 2.0])))
+    [3.72007598e-44 5.00000000e-01 8.80797078e-01]
+    """
     call = Call(x=x)
     (v,) = call.floating(x=x)
     e = call.xp.exp(minus_abs(call.library, v))
@@ -41,6 +68,32 @@ def sigmoid(x: Array) -> Array:
 
 @_quietly
 def log_sigmoid(x: Array) -> Array:
+    """The logarithm of the logistic function, ``-softplus(-x)``.
+
+    Parameters
+    ----------
+    x : array, any shape
+        Real floating.
+
+    Returns
+    -------
+    array
+        The shape and dtype of ``x``.
+
+    Raises
+    ------
+    {raises}
+
+    Notes
+    -----
+    Computed as a whole, so that it keeps its digits where the sigmoid rounds to 0 or 1.
+
+    Examples
+    --------
+    >>> import numpy as np, polyloss
+    >>> print(polyloss.log_sigmoid(np.array([-1000.0, 0.0, 40.0])))
+    [-1.00000000e+03 -6.93147181e-01 -4.24835426e-18]
+    """
     call = Call(x=x)
     (v,) = call.floating(x=x)
     return call.result("x", -call.apply(SoftplusCrossEntropy(), v).value())
@@ -48,6 +101,32 @@ def log_sigmoid(x: Array) -> Array:
 
 @_quietly
 def softplus(x: Array) -> Array:
+    """``log(1 + exp(x))``, a smooth ``max(0, x)``.
+
+    Parameters
+    ----------
+    x : array, any shape
+        Real floating.
+
+    Returns
+    -------
+    array
+        The shape and dtype of ``x``.
+
+    Raises
+    ------
+    {raises}
+
+    References
+    ----------
+    M. Maechler, "Accurately computing log(1 - exp(-|a|))" (2012).
+
+    Examples
+    --------
+    >>> import numpy as np, polyloss
+    >>> print(polyloss.softplus(np.array([-40.0, 0.0, 1000.0])))
+    [4.24835426e-18 6.93147181e-01 1.00000000e+03]
+    """
     call = Call(x=x)
     (v,) = call.floating(x=x)
     return call.result("x", call.apply(SoftplusCrossEntropy(), -v).value())
@@ -55,6 +134,42 @@ def softplus(x: Array) -> Array:
 
 @_quietly
 def softmax(x: Array, *, axis: int = -1, where: Array | None = None) -> Array:
+    """``exp(x) / sum(exp(x))`` along an axis: logits to class probabilities.
+
+    Parameters
+    ----------
+    x : array
+        Real floating.
+    axis : int, default -1
+        The class axis.
+    where : boolean array, optional
+        Broadcasts to ``x``. An entry that is False is left out, and its probability is 0.
+
+    Returns
+    -------
+    array
+        The shape and dtype of ``x``.
+
+    Raises
+    ------
+    {raises}
+
+    Notes
+    -----
+    The largest logit is subtracted first, so nothing overflows. One logit of +inf takes its limit; two, or a row with
+    nothing finite or nothing kept, are NaN.
+
+    References
+    ----------
+    P. Blanchard, D. J. Higham, N. J. Higham, "Accurately computing the log-sum-exp and softmax functions", IMA J.
+    Numer. Anal. 41 (2021).
+
+    Examples
+    --------
+    >>> import numpy as np, polyloss
+    >>> print(polyloss.softmax(np.array([2.0, 0.0, 1000.0]), where=np.array([True, True, False])))
+    [0.88079708 0.11920292 0.        ]
+    """
     call = Call(x=x, where=where)
     through, around, axis = _rows(call, x, axis, where)
     p = call.xp.where(through.is_top, 1 / (1 + through.others), around.exps / (1 + around.others))
@@ -63,6 +178,32 @@ def softmax(x: Array, *, axis: int = -1, where: Array | None = None) -> Array:
 
 @_quietly
 def log_softmax(x: Array, *, axis: int = -1, where: Array | None = None) -> Array:
+    """``x - logsumexp(x)`` along an axis: the logarithm of `softmax`, with all its digits.
+
+    Parameters
+    ----------
+    x : array
+        Real floating.
+    axis : int, default -1
+        The class axis.
+    where : boolean array, optional
+        Broadcasts to ``x``. An entry that is False is left out, and its log-probability is -inf.
+
+    Returns
+    -------
+    array
+        The shape and dtype of ``x``.
+
+    Raises
+    ------
+    {raises}
+
+    Examples
+    --------
+    >>> import numpy as np, polyloss
+    >>> print(polyloss.log_softmax(np.array([0.0, 40.0])))
+    [-4.00000000e+01 -4.24835426e-18]
+    """
     call = Call(x=x, where=where)
     through, around, axis = _rows(call, x, axis, where)
     xp = call.xp
@@ -72,6 +213,43 @@ def log_softmax(x: Array, *, axis: int = -1, where: Array | None = None) -> Arra
 
 @_quietly
 def logsumexp(x: Array, *, axis: int = -1, keepdims: bool = False, where: Array | None = None) -> Array:
+    """``log(sum(exp(x)))`` along an axis, a smooth maximum.
+
+    Parameters
+    ----------
+    x : array
+        Real floating.
+    axis : int, default -1
+        The axis that is summed.
+    keepdims : bool, default False
+        Whether that axis stays, with size 1.
+    where : boolean array, optional
+        Broadcasts to ``x``. An entry that is False is left out.
+
+    Returns
+    -------
+    array
+        The shape of ``x`` without ``axis``, in its dtype.
+
+    Raises
+    ------
+    {raises}
+
+    Notes
+    -----
+    It is -inf, with gradient 0, where nothing is kept or all is -inf.
+
+    References
+    ----------
+    P. Blanchard, D. J. Higham, N. J. Higham, "Accurately computing the log-sum-exp and softmax functions", IMA J.
+    Numer. Anal. 41 (2021).
+
+    Examples
+    --------
+    >>> import numpy as np, polyloss
+    >>> print(polyloss.logsumexp(np.array([1000.0, 1000.0])).round(6))
+    1000.693147
+    """
     call = Call(x=x, where=where)
     through, around, axis = _rows(call, x, axis, where)
     xp = call.xp
