@@ -150,6 +150,14 @@ class Library:
             x = x[..., :power] + x[..., power:]
         return x[..., 0]
 
+    def total(self, x: Array) -> Array:
+        """The sum of all elements, likewise."""
+        return self.sum(x if x.ndim == 1 else self.xp.reshape(x, (-1,)))
+
+    def spread(self, x: Array, like: Array) -> Array:
+        """``x``, of size 1 on its last axis, to meet ``like``. Its derivative is a sum over that axis, as `sum`."""
+        return x
+
     def log1p(self, x: Array) -> Array:
         """log(1 + x), to a few ulp from -1 upwards."""
         return self.xp.log1p(x)

@@ -17,8 +17,9 @@ from mpmath import mp
 import polyloss
 from polyloss.conformance import oracle
 from polyloss.conformance.budget import Exact, entry_spread, faded, spread, ulps
+from polyloss.conformance.routes import from_numpy, to_numpy, wide
 
-__all__ = ["GAPS", "SIZES", "Case", "cases", "share"]
+__all__ = ["GAPS", "SIZES", "Case", "cases", "share", "transform_shares"]
 
 GAPS = (0.0, 1e-3, 0.5, 3.0, 10.0, 20.0, 40.0, 60.0, 80.0, 100.0)
 SIZES = (1, 2, 3, 10, 33, 1000, 128_000)
@@ -286,3 +287,29 @@ def _table() -> Iterator[tuple[str, Callable[[], Case]]]:
 
 
 cases: dict[str, Callable[[], Case]] = dict(_table())
+
+
+# Transforms: values, and the derivative where the oracle has one.
+
+
+def transform_shares(library: str, dtype: str) -> dict[str, float]:
+    """The largest share of its budget that each transform has used in that library, in values."""
+    used = {}
+    floor = faded(np.dtype(dtype), library)
+    with wide(library, dtype):
+        x = _signed_gaps(dtype)
+        for name in ("sigmoid", "softplus", "log_sigmoid"):
+            got = to_numpy(getattr(polyloss, name)(from_numpy(library, x)))
+            exact = Exact([oracle.FORMULAS[name][0](v) for v in x.tolist()])
+            used[name] = float(np.max(ulps(got, exact, floor=floor))) / 6
+        for k in (2, 10, 1000):
+            rows, _ = _rows(k, dtype)
+            top = np.max(rows, axis=-1)
+            larger = {"softmax": None, "log_softmax": None, "logsumexp": top}
+            s = {"softmax": entry_spread(rows), "log_softmax": spread(rows)[:, None], "logsumexp": spread(rows)}
+            for name in larger:
+                got = to_numpy(getattr(polyloss, name)(from_numpy(library, rows)))
+                exact = Exact([oracle.FORMULAS[name][0](row) for row in _plain(rows)])
+                error = ulps(got, exact, larger[name], floor=k * floor) / (6 + s[name] + np.log2(k))
+                used[f"{name} {k}"] = float(np.max(error))
+    return used

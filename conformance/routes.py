@@ -6,9 +6,10 @@ It returns NumPy arrays: the items (``reduction="none"``) and the gradient of th
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 
 import polyloss
 
-__all__ = ["ROUTES", "from_numpy", "installed", "to_numpy"]
+__all__ = ["ROUTES", "from_numpy", "installed", "to_numpy", "wide"]
 
 Route = Callable[..., tuple[np.ndarray, np.ndarray]]
 
@@ -48,6 +49,18 @@ def to_numpy(x: Any) -> np.ndarray:
     if hasattr(x, "detach"):
         x = x.detach()
     return np.asarray(x._array if hasattr(x, "_array") else x)
+
+
+@contextlib.contextmanager
+def wide(library: str, dtype: str) -> Iterator[None]:
+    """Where float64 exists: for JAX in this context alone."""
+    if library == "jax" and dtype == "float64":
+        import jax
+
+        with jax.enable_x64(True):
+            yield
+    else:
+        yield
 
 
 def _formula(library: str) -> Route:
@@ -89,7 +102,7 @@ def _jax(transform: str) -> Route:
     def route(loss: Any, arrays: tuple[Any, ...], options: dict[str, Any], wrt: int = 0) -> tuple[np.ndarray, np.ndarray]:
         import jax
 
-        with jax.enable_x64(any(getattr(x, "dtype", None) == np.float64 for x in arrays)):
+        with wide("jax", str(arrays[0].dtype)):
             given = [from_numpy("jax", x) for x in arrays]
             options = {name: from_numpy("jax", x) for name, x in options.items()}
 

@@ -5,8 +5,10 @@ from polyloss.contrastive import contrastive, contrastive_from_distance, info_nc
 from polyloss.gradients import grad, value_and_grad
 from polyloss.ranking import bpr, pairwise_hinge
 from polyloss.transforms import log_sigmoid, log_softmax, logsumexp, sigmoid, softmax, softplus
+from polyloss.version import __version__
 
 __all__ = [
+    "__version__",
     "binary_log_loss",
     "bpr",
     "contrastive",
@@ -25,5 +27,3 @@ __all__ = [
     "softplus",
     "value_and_grad",
 ]
-
-__version__ = "0.1.0"

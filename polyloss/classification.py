@@ -185,7 +185,10 @@ def softmax_cross_entropy(
     reduce = Reduction(call, shape, weights, where, reduction, denominator)
     t = _targets(call, targets, x, axis, reduce, ignore_index)
     if c is not None:
-        reduce.weigh(_target_weight(call, t, c))
+        reduce.weigh(
+            _target_weight(call, t, c),
+            lambda g: {"targets": last_axis_to(call, call.xp.expand_dims(g, axis=-1) * c, axis)},
+        )
     items = call.apply(primitive, reduce.clean(to_last_axis(call, x, axis), rows=True), t, c, mask)
 
     def pull(gx: Array, gt: Array | None, gc: Array | None, _: None) -> dict[str, Array | None]:

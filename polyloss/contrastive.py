@@ -290,6 +290,8 @@ def info_nce(
     n = explicit[0] if explicit else None
     in_batch = _layout(q, p, n, in_batch, symmetric)
     single = q.ndim == 1
+    if q.shape[0] == 0:  # no rows, and so no others: each would have its own positive alone
+        in_batch = symmetric = False
     reduce = Reduction(call, q.shape[:-1], weights, where, reduction, denominator)
     q, p = reduce.clean(q, rows=True), reduce.clean(p, rows=True)
     if single:
@@ -402,7 +404,7 @@ def _temperature(call: Call, temperature: Array | float) -> tuple[Any, Callable[
     xp = call.xp
 
     def pull(g: Array, scores: Array) -> Array:
-        return -call.library.sum(xp.reshape(g * scores, (-1,))) / t
+        return -call.library.total(g * scores) / t
 
     return t, pull
 
@@ -422,6 +424,7 @@ def _candidates(
         # A masked row's positive is no candidate of the others, as if the row were not there.
         others = xp.ones_like(column, dtype=xp.bool)
         kept = xp.concat([reduce.keep, others[count:]], axis=0) if scores.shape[-1] > count else reduce.keep
+        kept = kept & xp.expand_dims(reduce.keep, axis=-1)
         mask = kept if mask is None else mask & kept
     return labels, None if mask is None else mask | (xp.expand_dims(labels, axis=-1) == column)
 
@@ -449,7 +452,8 @@ def _scaled(call: Call, x: Array) -> tuple[Array, Array, Array, Array]:
     changes no derivative; at a zero vector everything is constant, so that the derivative there is 0.
     """
     xp, library = call.xp, call.library
-    largest = library.stop_gradient(xp.max(xp.abs(x), axis=-1, keepdims=True))
+    reduced = xp.max if all(x.shape) else xp.sum  # no vectors, no maximum
+    largest = library.stop_gradient(reduced(xp.abs(x), axis=-1, keepdims=True))
     one = xp.ones_like(largest)
     zero = largest == 0
     scale = xp.where(zero | (largest == math.inf), one, largest)

@@ -130,7 +130,7 @@ def row(library: Library, x: Array, *, constant_top: bool = False, others: Array
     if constant_top:
         top = library.stop_gradient(top)
         fixed = is_top & (top == math.inf)
-    gap = xp.where(fixed, zero, top - x)
+    gap = xp.where(fixed, zero, library.spread(top, x) - x)
     exps = xp.exp(-gap)
     if others is None:
         others = xp.expand_dims(library.sum(xp.where(is_top, zero, exps)), axis=-1)

@@ -44,6 +44,7 @@ class Reduction:
         self.weights = None if weights is None else call.leading("weights", call.real("weights", weights), self.shape)
         self.denominator = None if denominator is None else self._scalar(denominator)
         self.mass: Array | None = None
+        self.mass_pull: Callable[[Array], dict[str, Array | None]] | None = None
 
     def _scalar(self, denominator: Any) -> Array:
         d = self.call.real("denominator", denominator)
@@ -55,9 +56,13 @@ class Reduction:
         """Masks further items, as ``where`` does."""
         self.keep = keep if self.keep is None else self.keep & keep
 
-    def weigh(self, mass: Array) -> None:
-        """Multiplies the items' weights in the denominator (their losses are weighted already)."""
-        self.mass = mass
+    def weigh(self, mass: Array, pull: Callable[[Array], dict[str, Array | None]]) -> None:
+        """Multiplies the items' weights in the denominator (their losses are weighted already).
+
+        Where the mass depends on a parameter, the mean does so through its denominator as well; ``pull`` takes the
+        gradient in the mass to that parameter.
+        """
+        self.mass, self.mass_pull = mass, pull
 
     def clean(self, x: Array, *, rows: bool = False) -> Array:
         """``x`` with 0 for the masked items, so that nothing of them reaches value or gradient.
@@ -80,7 +85,7 @@ class Reduction:
             items = self.clean(self.weights) * items
         if self.kind == "none":
             return items
-        total = self._sum(items)
+        total = self.call.library.total(items)
         if self.kind == "sum":
             return total
         denominator = self._denominator()
@@ -102,6 +107,13 @@ class Reduction:
         w = xp.broadcast_to(w, self.shape)
         return self.clean(w)
 
+    def mass_gradients(self, value: Array) -> dict[str, Array | None]:
+        """The gradients by way of the denominator."""
+        if self.mass_pull is None or self.kind != "mean" or self.denominator is not None:
+            return {}
+        c = self.cotangent()
+        return self.mass_pull(self.call.xp.where(c == 0, c, -value * c))  # the mean of nothing is NaN
+
     def _denominator(self) -> Array | int:
         """The sum of the items' weights; the plain count where nothing weighs or masks."""
         if self.denominator is not None:
@@ -113,11 +125,7 @@ class Reduction:
             return math.prod(self.shape)
         if w is None:
             w = self.call.xp.broadcast_to(self.call.full((), 1.0), self.shape)
-        return self._sum(self.clean(w))
-
-    def _sum(self, x: Array) -> Array:
-        """Over all items, accurately, in an order that the shape alone decides."""
-        return self.call.library.sum(x if x.ndim == 1 else self.call.xp.reshape(x, (-1,)))
+        return self.call.library.total(self.clean(w))
 
 
 @dataclass(frozen=True)
@@ -137,5 +145,9 @@ class Loss:
         wanted = (True, self.target in wrt)
         items, gradients = self.items.value_and_vjp(self.reduction.cotangent(), wanted)
         call = self.reduction.call
-        owned = {name: call.own(name, g) for name, g in self.pull(*gradients).items()}
-        return self.reduction.value(items), {name: g for name, g in owned.items() if g is not None}
+        value = self.reduction.value(items)
+        found = self.pull(*gradients)
+        for name, g in self.reduction.mass_gradients(value).items() if wanted[1] else ():
+            found[name] = found[name] + g
+        owned = {name: call.own(name, g) for name, g in found.items()}
+        return value, {name: g for name, g in owned.items() if g is not None}

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -83,23 +84,23 @@ def check_picture(path: Path) -> None:
     """Raises `ValueError` where `save_picture` could not write, or would replace something else than a picture."""
     if path.suffix.lower() != ".png":
         raise ValueError(f"saves a PNG picture, whose name must end in .png, got {path}")
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise ValueError(f"cannot write the picture {path}: it exists and is not a regular file")
-    new = not path.exists()
     try:
+        new = not path.exists()
+        if path.is_symlink() or not (new or path.is_file()):
+            raise ValueError(f"cannot write the picture {path}: it exists and is not a regular file")
         with path.open("ab"):  # changes no byte of an older picture
             pass
+        if False:
+            path.unlink()
     except OSError as error:
         raise ValueError(f"cannot write the picture {path}: {error.strerror}") from None
-    if new:
-        path.unlink()
 
 
 def save_picture(outcomes: Sequence[Sequence[Outcome]], path: Path) -> None:
     """A panel for each task with a line for each library."""
     rows = -(-len(outcomes) // COLUMNS)
-    figure = Figure(figsize=(4.2 * COLUMNS, 3.5 * rows + 1), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)  # type: ignore[union-attr]
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
+    figure = Figure(figsize=(4.2 * COLUMNS, 3.5 * rows + 1), layout=layout)
     figure.suptitle("polyloss demo: training curves, a line for each array library", fontsize="x-large")
     panels = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
     for panel, section in zip(panels, outcomes, strict=False):

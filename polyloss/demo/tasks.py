@@ -159,7 +159,7 @@ def _digit_embedding() -> Task:
 
     def score(p: Arrays) -> float:
         neighbours = KNeighborsClassifier(n_neighbors=1).fit(x @ p["W"], y)
-        return accuracy_score(y_new, neighbours.predict(x_new @ p["W"]))
+        return float(accuracy_score(y_new, neighbours.predict(x_new @ p["W"])))
 
     return Task(
         name="digit embedding",
@@ -181,7 +181,7 @@ def _digit_halves() -> Task:
     mean = x.mean(axis=0)
     upper, lower = np.split(x - mean, 2, axis=1)
     upper_new, lower_new = np.split(x_new - mean, 2, axis=1)
-    rows = random.permutation(len(x))[: len(x) // 128 * 128].reshape(-1, 128)
+    rows = random.permutation(len(x))[: len(x) // 224 * 224].reshape(-1, 224)
 
     def score(p: Arrays) -> float:
         queries, candidates = upper_new @ p["V"], lower_new @ p["W"]
@@ -221,9 +221,8 @@ def _tumour_cells() -> list[Any]:
 
 
 def _split(x: Array, y: Array) -> list[Any]:
-    return train_test_split(  # type: ignore[no-any-return]
-        x.astype(np.float32), y.astype(np.int32), test_size=HELD_OUT, random_state=SEED, stratify=y
-    )
+    x, y = x.astype(np.float32), y.astype(np.int32)
+    return list(train_test_split(x, y, test_size=HELD_OUT, random_state=SEED, stratify=y))
 
 
 def _with_bias(x: Array) -> Array:

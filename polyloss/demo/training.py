@@ -11,6 +11,7 @@ from typing import Any
 
 import array_api_compat
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from polyloss.backends import Array
 from polyloss.demo.tasks import Arrays, Task
@@ -29,9 +30,11 @@ class ArrayLibrary:
     compiler: str | None = None
 
     def xp(self) -> ModuleType:
+        """The namespace, imported at the first call."""
         return importlib.import_module(self.namespace)
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, compiled where the library has something that does it."""
         if self.compiler is None:
             return function
         module, _, name = self.compiler.partition(":")
@@ -91,7 +94,8 @@ class Outcome:
 
 def compare(task: Task, names: Sequence[str], advance: Callable[[str], None]) -> list[Outcome]:
     """One task in each library, NumPy first; ``advance`` is called after every epoch."""
-    reference, *others = (train(task, name, advance) for name in names)
+    with threadpool_limits(1):  # on matrices so small, threads would spend longer waiting for each other than working
+        reference, *others = (train(task, name, advance) for name in names)
     return [reference, *(replace(other, difference=_difference(other, reference)) for other in others)]
 
 
@@ -132,7 +136,7 @@ def train(task: Task, name: str, advance: Callable[[str], None]) -> Outcome:
 
 
 def _difference(one: Outcome, other: Outcome) -> float:
-    return max(float(np.max(np.abs(one.parameters[key] - other.parameters[key]))) for key in other.parameters)
+    return float(np.max([np.max(np.abs(p - other.parameters[key])) for key, p in one.parameters.items()]))
 
 
 def _to_numpy(x: Array) -> np.ndarray:

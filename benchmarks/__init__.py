@@ -1,0 +1,1 @@
+"""Measurements against the peers, one module a question: ``python -m benchmarks.<module>``."""

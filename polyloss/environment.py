@@ -1,0 +1,108 @@
+"""Which array libraries and devices are here, and which path a call on each of them takes."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.util import find_spec
+from typing import Any
+
+from polyloss.dispatch import LIBRARIES, implementation, kernels, library_of
+from polyloss.primitives import LseCrossEntropy, SoftplusCrossEntropy
+from polyloss.version import __version__
+
+__all__ = ["Path", "paths", "report"]
+
+NAMESPACES = {"jax": "jax.numpy", "dask": "dask.array"}  # where the functions are, if not in the library's top module
+PRIMITIVES = {
+    "softplus cross-entropy": SoftplusCrossEntropy(),
+    "log-sum-exp cross-entropy": LseCrossEntropy(),
+}
+
+
+@dataclass(frozen=True)
+class Path:
+    """What happens to a call on arrays of one library on one device."""
+
+    library: str
+    version: str
+    device: str
+    memory: str
+    taken: dict[str, str]  # primitive -> path
+    reason: str  # why no faster path is taken, or why the library cannot be used
+
+
+def paths() -> Iterator[Path]:
+    """One `Path` for each array library that polyloss knows, and for each of its devices."""
+    third = [point.name for point in entry_points(group="polyloss.backends")]
+    for name in (*LIBRARIES, *third):
+        if find_spec(name) is None:
+            yield Path(name, "", "", "", {}, "not installed")
+            continue
+        try:
+            xp: Any = importlib.import_module(NAMESPACES.get(name, name))
+            devices = _devices(xp)
+        except Exception as error:  # a broken installation or a missing driver is what this report is for
+            yield Path(name, _version(name), "", "", {}, f"not usable: {type(error).__name__}: {error}")
+            continue
+        for device in devices:
+            yield _path(name, xp, device)
+
+
+def _devices(xp: Any) -> list[Any]:
+    inspect = getattr(xp, "__array_namespace_info__", None)
+    if inspect is None:
+        compat = "array_api_compat." + ("dask.array" if xp.__name__ == "dask.array" else xp.__name__)
+        inspect = getattr(importlib.import_module(compat), "__array_namespace_info__", None)
+    if inspect is None:
+        return [None]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of the names of its own devices
+        # torch's "meta" device holds no numbers.
+        return [d for d in inspect().devices() if d is not None and str(d) != "meta"]
+
+
+def _path(name: str, xp: Any, device: Any) -> Path:
+    on = {} if device is None or name == "dask" else {"device": device}
+    x = xp.ones((2, 2), dtype=xp.float32, **on)
+    library = library_of(x)
+    memory = library.memory(x)
+    taken = {}
+    for title, primitive in PRIMITIVES.items():
+        chosen = implementation(primitive, library, x, x)
+        taken[title] = "generic" if chosen is primitive else type(chosen).__module__
+    if name == "dask":
+        reason = "each block of items asks again, by its own library"
+    elif kernels(memory) is None:
+        reason = f"there are no kernels for {memory} memory in this version" if memory else "its memory is not known"
+    else:
+        reason = ""
+    return Path(name, _version(name), "" if device is None else str(device), memory or "", taken, reason)
+
+
+def _version(name: str) -> str:
+    module = sys.modules.get(name)
+    found = getattr(module, "__version__", None)
+    if found is None:
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            found = "unknown"
+    return str(found)
+
+
+def report() -> str:
+    """The paths as a table in plain text."""
+    rows = [("library", "version", "device", "memory", *PRIMITIVES, "why not faster")]
+    for path in paths():
+        steps = [path.taken.get(title, "-") for title in PRIMITIVES]
+        rows.append((path.library, path.version or "-", path.device or "-", path.memory or "-", *steps, path.reason))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    head = f"polyloss {__version__}, Python {platform.python_version()}, {platform.machine()}, {platform.system()}"
+    return "\n".join([head, "", lines[0], "  ".join("-" * width for width in widths), *lines[1:]])

@@ -1,0 +1,580 @@
+"""Every error that the contract promises, and what an invalid value does where none can be raised.
+
+A row of a table is a name, a call that must fail, the exception, and what its message must contain. Rows of `SHAPES`
+and `VALUES` run in several libraries. An array that is not NumPy's is made when its test runs, so that a library that is
+not installed skips its own rows alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import itertools
+import math
+import pickle
+import re
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+
+import polyloss
+
+NAN, INF = math.nan, math.inf
+HOST = ("numpy", "torch", "jax.numpy", "array_api_strict")  # where values are checked
+NAMESPACES = (*HOST, "dask.array")
+
+X = np.array([[0.5, -1.0, 2.0, 0.0], [0.0, 3.0, -0.5, 1.0], [1.5, 0.5, 0.25, -2.0]])  # logits, scores, embeddings
+T = np.array([[1.0, 0.0, 0.5, 0.25], [0.25, 0.5, 1.0, 0.0], [0.0, 0.75, 0.25, 1.0]])  # targets of each element
+P = np.array([[0.5, 0.25, 0.125, 0.125], [0.125, 0.75, 0.0625, 0.0625], [0.25, 0.25, 0.25, 0.25]])  # rows that sum to 1
+V, S, Y = np.array([0.5, 1.5, 0.25]), np.array([1.0, 0.0, 0.5]), np.array([2, 0, 3])  # scores, similar, labels
+HOT = np.array([[0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
+NEGATIVES = np.ones((5, 4))
+
+CALLS: dict[str, dict[str, Any]] = {  # a call of each function that succeeds
+    "sigmoid_cross_entropy": {"logits": X, "targets": T},
+    "softmax_cross_entropy": {"logits": X, "targets": Y},
+    "binary_log_loss": {"probabilities": P, "targets": T},
+    "log_loss": {"probabilities": P, "targets": Y},
+    "pairwise_hinge": {"positive_scores": V, "negative_scores": V},
+    "bpr": {"positive_scores": V, "negative_scores": V},
+    "contrastive": {"first": X, "second": X, "similar": S},
+    "contrastive_from_distance": {"distances": V, "similar": S},
+    "info_nce": {"queries": X, "positives": X},
+    **{name: {"x": X} for name in ("sigmoid", "log_sigmoid", "softplus", "softmax", "log_softmax", "logsumexp")},
+}
+LOSSES = [name for name in CALLS if "x" not in CALLS[name]]
+# Where a double is all there is, NumPy calls that a longdouble too.
+LONGDOUBLE = [str(np.dtype(np.longdouble))] if np.dtype(np.longdouble).itemsize > 8 else []
+
+
+class Series:
+    """What pandas passes: it has a dtype, a shape and values, and is no array."""
+
+    dtype, shape, ndim, values = np.dtype(float), (3, 4), 2, X
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return X
+
+
+@dataclass(frozen=True)
+class In:
+    """An array of another library, made when the test runs."""
+
+    library: str
+    numbers: Any
+    dtype: str = ""
+    device: str = ""
+
+    def array(self) -> Any:
+        xp, options = namespace(self.library), {}
+        if self.dtype:
+            types = namespace("ml_dtypes") if self.library == "numpy" else xp
+            options["dtype"] = getattr(types, self.dtype)
+        if self.device:
+            options["device"] = xp.Device(self.device) if hasattr(xp, "Device") else self.device
+        return xp.asarray(np.array(self.numbers), **options)
+
+
+def namespace(name: str) -> Any:
+    return pytest.importorskip(name, reason=f"{name} is not installed")
+
+
+def made(x: Any) -> Any:
+    return x.array() if isinstance(x, In) else [made(y) for y in x] if isinstance(x, list) else x
+
+
+def in_(library: str, call: partial[Any], **more: Any) -> partial[Any]:
+    """The same call with its NumPy arrays in another library, and more arguments as they are."""
+    arrays = {name: In(library, x) for name, x in call.keywords.items() if isinstance(x, np.ndarray)}
+    return partial(call, **arrays | more)
+
+
+def given(function: str, **changes: Any) -> partial[Any]:
+    return partial(getattr(polyloss, function), **CALLS[function] | changes)
+
+
+def gradient(function: str, wrt: Any = None, **changes: Any) -> partial[Any]:
+    return partial(polyloss.grad(getattr(polyloss, function), wrt), **CALLS[function] | changes)
+
+
+def jitted(function: str, **changes: Any) -> partial[Any]:
+    def compiled(**arguments: Any) -> Any:
+        return namespace("jax").jit(getattr(polyloss, function))(**arguments)
+
+    return partial(compiled, **CALLS[function] | changes)
+
+
+def put(x: np.ndarray, index: Any, value: Any) -> np.ndarray:
+    x = x.copy()
+    x[index] = value
+    return x
+
+
+sce, bce = partial(given, "softmax_cross_entropy"), partial(given, "sigmoid_cross_entropy")
+nce, bpr, pair = partial(given, "info_nce"), partial(given, "bpr"), partial(given, "contrastive")
+
+MIXED = [
+    pair for pair in itertools.permutations(NAMESPACES, 2) if set(pair) != {"numpy", "jax.numpy"}
+]  # JAX takes those
+
+
+def name_of(*namespaces: str) -> list[str]:
+    return [name.partition(".")[0] for name in namespaces]
+
+
+SHAPES: list[tuple[Any, ...]] = [
+    ("targets (N,) for (N, 1)", bce(logits=V[:, None], targets=S), "targets", "(3, 1)", "(3,)"),
+    ("targets (N, 1) for (N,)", bce(logits=V, targets=S[:, None]), "targets", "(3, 1)", "(3,)"),
+    ("a number for all targets", bce(targets=1.0), "targets", "()", "(3, 4)"),
+    ("a row for all targets", bce(targets=T[0]), "targets", "(4,)", "(3, 4)"),
+    ("targets, binary_log_loss", given("binary_log_loss", targets=S), "targets", "probabilities", "(3,)", "(3, 4)"),
+    ("labels (N, 1)", sce(targets=Y[:, None]), "targets", "(3,)", "(3, 1)"),
+    ("labels of axis 1 for 0", sce(axis=0), "targets", "(4,)", "(3,)"),
+    ("labels (N, 1), log_loss", given("log_loss", targets=Y[:, None]), "targets", "probabilities", "(3,)", "(3, 1)"),
+    ("one label for all", sce(targets=1), "targets", "(3,)", "()"),
+    ("one-hot", sce(targets=HOT), "targets", "one-hot", "argmax(targets, axis=1)"),
+    ("one-hot, axis 0", sce(targets=HOT, axis=0), "targets", "one-hot", "argmax(targets, axis=0)"),
+    ("one-hot, boolean", sce(targets=HOT == 1), "targets", "one-hot", "argmax"),
+    ("one-hot, log_loss", given("log_loss", targets=HOT), "targets", "probabilities", "one-hot", "argmax"),
+    ("floating labels", sce(targets=S), "targets", "(3, 4)", "(3,)"),
+    ("soft targets of one row", given("log_loss", targets=P[:1]), "targets", "probabilities", "(3, 4)", "(1, 4)"),
+    ("K = 0", sce(logits=X[:, :0]), "logits", "class", "(3, 0)"),
+    ("K = 0, soft", sce(logits=X[:, :0], targets=T[:, :0]), "logits", "class", "(3, 0)"),
+    ("K = 0, log_loss", given("log_loss", probabilities=P[:, :0]), "probabilities", "class", "(3, 0)"),
+    ("weights from the right", bce(weights=T[0]), "weights", "(4,)", "(3, 4)"),
+    ("weights enlarge", bpr(weights=T), "weights", "(3, 4)", "(3,)"),
+    ("weights enlarge an axis", bce(logits=X[:1], targets=T[:1], weights=T), "weights", "(3, 4)", "(1, 4)"),
+    ("weights of classes", sce(weights=T[0]), "weights", "(4,)", "(3,)"),
+    ("weights of features", pair(weights=T), "weights", "(3, 4)", "(3,)"),
+    ("where from the right", bce(where=T[0] > 0), "where", "(4,)", "(3, 4)"),
+    ("where of the logits", sce(where=T > 0), "where", "(3, 4)", "(3,)"),
+    ("where enlarges", bpr(where=T > 0), "where", "(3, 4)", "(3,)"),
+    ("where of classes", given("log_loss", where=T[0] > 0), "where", "(4,)", "(3,)"),
+    ("where of rows in softmax", given("softmax", where=S > 0), "where", "(3,)", "(3, 4)"),
+    ("where enlarges logsumexp", given("logsumexp", where=T[None] > 0), "where", "(1, 3, 4)", "(3, 4)"),
+    ("pos_weight of rows", bce(pos_weight=V), "pos_weight", "(3,)", "(3, 4)"),
+    ("pos_weight enlarges", bce(pos_weight=T[None]), "pos_weight", "(1, 3, 4)", "(3, 4)"),
+    ("class_weights of rows", sce(class_weights=V), "class_weights", "(4,)", "(3,)"),
+    ("class_weights 2-d", sce(class_weights=T), "class_weights", "(4,)", "(3, 4)"),
+    ("class_weights 0-d", sce(class_weights=2.0), "class_weights", "(4,)", "()"),
+    ("class_weights of one", sce(class_weights=V[:1]), "class_weights", "(4,)", "(1,)"),
+    ("class_mask of rows", sce(class_mask=S > 0), "class_mask", "(3,)", "(3, 4)"),
+    ("class_mask enlarges", sce(class_mask=NEGATIVES > 0), "class_mask", "(5, 4)", "(3, 4)"),
+    ("negative_scores short", bpr(negative_scores=V[:1]), "negative_scores", "(3,)", "(1,)"),
+    ("negative_scores (N,) for (N, 1)", bpr(positive_scores=V[:, None]), "negative_scores", "(3, 1)", "(3,)"),
+    ("negative_scores from the right", bpr(positive_scores=X[0], negative_scores=X), "negative_scores", "(4,)"),
+    ("negative_scores fewer axes", given("pairwise_hinge", positive_scores=X), "negative_scores", "(3, 4)", "(3,)"),
+    ("negative_scores 3-d", given("pairwise_hinge", negative_scores=X[:, None]), "negative_scores", "(3, 1, 4)"),
+    ("second of one row", pair(second=X[:1]), "second must", "first", "(3, 4)", "(1, 4)"),
+    ("second of other features", pair(second=X[:, :2]), "second must", "(3, 4)", "(3, 2)"),
+    ("similar (N, 1)", pair(similar=S[:, None]), "similar", "(3,)", "(3, 1)"),
+    ("similar of one", pair(similar=S[:1]), "similar", "(3,)", "(1,)"),
+    ("similar (N,) for (N, 1)", given("contrastive_from_distance", distances=V[:, None]), "similar", "(3, 1)", "(3,)"),
+    ("embeddings 0-d", pair(first=V[0, ...], second=V[0, ...], similar=S[0, ...]), "first must", "()"),
+    ("no features", pair(first=X[:, :0], second=X[:, :0]), "first must", "(3, 0)"),
+    ("no features, info_nce", nce(queries=X[:, :0], positives=X[:, :0]), "queries", "(3, 0)"),
+    ("queries 3-d", nce(queries=X[None], positives=X[None]), "queries", "(1, 3, 4)"),
+    ("positives of one row", nce(positives=X[:1]), "positives", "queries", "(3, 4)", "(1, 4)"),
+    ("positives for one query", nce(queries=X[0], negatives=NEGATIVES), "positives", "(4,)", "(3, 4)"),
+    ("negatives of other features", nce(negatives=NEGATIVES[:, :2]), "negatives", "(M, 4)", "(5, 2)"),
+    ("negatives of other queries", nce(negatives=np.ones((2, 5, 4))), "negatives", "(3, M, 4)", "(2, 5, 4)"),
+    ("negatives 3-d, one query", nce(queries=X[0], positives=X[0], negatives=X[None]), "negatives", "(1, 3, 4)"),
+    ("negatives 1-d", nce(negatives=X[0]), "negatives", "(M, 4)", "(4,)"),
+    ("candidate_mask", nce(candidate_mask=T > 0), "candidate_mask", "(3, 3)", "(3, 4)"),
+    ("candidate_mask of negatives", nce(negatives=X, candidate_mask=S > 0), "candidate_mask", "(3, 4)", "(3,)"),
+    ("temperature 1-d", nce(temperature=np.ones(1)), "temperature", "(1,)"),
+    ("denominator 1-d", bpr(denominator=np.ones(1)), "denominator", "(1,)"),
+    ("denominator list", sce(denominator=[2.0]), "denominator", "(1,)"),
+    ("ragged weights", bce(weights=[[1.0, 2.0], [3.0], [4.0]]), "weights"),
+    ("in grad", gradient("sigmoid_cross_entropy", targets=T[:, :1]), "targets", "(3, 4)", "(3, 1)"),
+]
+
+VALUES: list[tuple[Any, ...]] = [
+    ("label", sce(targets=np.array([0, 7, 9])), "targets", "[0, 4)", "7", "(1,)"),
+    ("label K", sce(targets=np.array([4, 0, 9])), "targets", "[0, 4)", "(0,)"),
+    ("label -1", sce(targets=np.array([0, -1, 1])), "targets", "[0, 4)", "-1", "(1,)"),
+    ("label -100", sce(targets=np.array([-1, 0, -100]), ignore_index=-1), "targets", "-100", "(2,)"),
+    ("label uint8", sce(targets=np.array([0, 255, 0], np.uint8)), "targets", "255", "(1,)"),
+    ("label int8", sce(targets=np.array([0, -128, 0], np.int8)), "targets", "-128", "(1,)"),
+    ("label True of one class", sce(logits=X[:, :1], targets=S > 0.5), "targets", "[0, 1)", "(0,)"),
+    ("label along axis 0", sce(targets=np.arange(4), axis=0), "targets", "[0, 3)", "(3,)"),
+    ("label in a list", sce(targets=[0, 7, 9]), "targets", "7", "(1,)"),
+    ("label of two axes", sce(logits=X[None], targets=np.array([[0, 9, 0]])), "targets", "9", "(0, 1)"),
+    ("label in log_loss", given("log_loss", targets=np.array([0, 7, 9])), "targets", "[0, 4)", "7", "(1,)"),
+    ("target", bce(targets=put(T, (1, 2), 1.5)), "targets", "[0, 1]", "1.5", "(1, 2)"),
+    ("target inf", bce(targets=put(T, (0, 1), INF)), "targets", "[0, 1]", "inf", "(0, 1)"),
+    ("target integer", bce(targets=2 * HOT), "targets", "[0, 1]", "2", "(0, 2)"),
+    ("target -1 for 0", given("binary_log_loss", targets=2 * HOT - 1), "targets", "[0, 1]", "-1", "(0, 0)"),
+    ("soft target", sce(targets=put(T, (1, 0), -0.5)), "targets", "[0, 1]", "-0.5", "(1, 0)"),
+    ("soft target, axis 0", sce(targets=put(T, (1, 2), 1.5), axis=0), "targets", "[0, 1]", "1.5", "(1, 2)"),
+    ("soft target in log_loss", given("log_loss", targets=put(P, (1, 0), 1.5)), "targets", "[0, 1]", "1.5", "(1, 0)"),
+    ("probability", given("binary_log_loss", probabilities=X), "probabilities", "[0, 1]", "-1", "(0, 1)"),
+    ("probability > 1", given("log_loss", probabilities=put(P, 1, 1.5)), "probabilities", "[0, 1]", "1.5", "(1, 0)"),
+    (
+        "probability, axis 0",
+        given("log_loss", probabilities=X, targets=HOT[0], axis=0),
+        "probabilities",
+        "-1",
+        "(0, 1)",
+    ),
+    ("row sum", given("log_loss", probabilities=put(P, 1, 0)), "probabilities", "sum", "1", "(1,)", "binary_log_loss"),
+    (
+        "row sum of one class",
+        given("log_loss", probabilities=P[:, :1], targets=0 * Y),
+        "probabilities",
+        "0.5",
+        "binary_log_loss",
+    ),
+    ("row sum off by 0.002", given("log_loss", probabilities=P * 1.002), "probabilities", "1.00", "(0,)"),
+    ("similar", pair(similar=np.array([1, 2, 3])), "similar", "[0, 1]", "2", "(1,)"),
+    ("similar -1", given("contrastive_from_distance", similar=np.array([1, 0, -1])), "similar", "[0, 1]", "-1", "(2,)"),
+    ("distance", given("contrastive_from_distance", distances=put(V, 1, -0.5)), "distances", "0", "-0.5", "(1,)"),
+    ("temperature 0", nce(temperature=np.array(0.0)), "temperature", "positive", "0"),
+    ("temperature < 0", nce(temperature=np.array(-1.0)), "temperature", "positive", "-1"),
+    ("in grad", gradient("softmax_cross_entropy", targets=np.array([0, 7, 9])), "targets", "[0, 4)", "7", "(1,)"),
+]
+# Beyond the index dtype a label may wrap neither into range nor onto ignore_index; the message names it as it came.
+HUGE = [
+    (f"label {y}", sce(targets=np.array([0, y, 0], dtype), ignore_index=-100), "targets", "[0, 4)", str(y), "(1,)")
+    for y, dtype in ((2**63 + 1, np.uint64), (2**64 - 100, np.uint64), (2**32 + 1, np.int64))
+]
+
+TYPES: list[tuple[Any, ...]] = [
+    *(
+        (f"{f} {name} {dtype}", given(f, **{name: CALLS[f][name].astype(dtype)}), name, dtype, "float32")
+        for dtype in ("int64", "uint8", "bool", "complex128", "object", "<U4", *LONGDOUBLE)
+        for f in CALLS
+        for name in list(CALLS[f])[: 2 if f in ("bpr", "pairwise_hinge", "contrastive", "info_nce") else 1]
+    ),
+    *(
+        (f"{f} {name} {dtype}", given(f, **{name: np.ones(shape, dtype)}), name, dtype)
+        for dtype in ("complex128", "object", "<U4", *LONGDOUBLE)
+        for f, name, shape in (
+            *((f, "targets", (3, 4)) for f in LOSSES if "targets" in CALLS[f]),
+            *((f, "similar", 3) for f in LOSSES if "similar" in CALLS[f]),
+            *((f, name, ()) for f in LOSSES for name in ("weights", "denominator")),
+            ("sigmoid_cross_entropy", "pos_weight", 4),
+            ("softmax_cross_entropy", "class_weights", 4),
+            ("info_nce", "temperature", ()),
+        )
+    ),
+    *(
+        (f"{f} {name} {dtype}", given(f, **{name: np.ones(4, dtype)}), name, "bool", dtype)
+        for dtype in ("int64", "float64")
+        for f, name in (
+            *((f, "where") for f in (*LOSSES, "softmax", "log_softmax", "logsumexp")),
+            ("softmax_cross_entropy", "class_mask"),
+            ("info_nce", "candidate_mask"),
+        )
+    ),
+    ("where of a number", bpr(where=1), "where", "bool"),
+    ("temperature of integers", nce(temperature=np.array(1)), "temperature", "int64"),
+    ("negatives boolean", nce(negatives=NEGATIVES > 0), "negatives", "bool"),
+    ("logits True", bce(logits=True, targets=1.0), "logits", "bool"),
+    ("logits 1j", bce(logits=1j, targets=1.0), "logits", "complex"),
+    *(
+        (f"{f} {name} {kind}", given(f, **{name: wrong}), name, *words)
+        for f, name in ((f, name) for f in CALLS for name in (*CALLS[f], *(["weights"] if f in LOSSES else [])))
+        for kind, wrong, *words in (
+            ("pandas", Series(), "Series"),
+            ("string", "0.5", "str"),
+            ("set", {1.0}, "set"),
+            ("list of strings", ["a", "b"], "str"),
+            ("list with None", [0.5, None]),
+            ("numpy.ma", np.ma.array(X), "numpy.ma", "where"),
+            ("numpy.matrix", X.view(np.matrix), "numpy.matrix", "asarray"),  # a view: numpy.matrix() itself warns
+            *([] if name == "weights" else [("None", None, "None")]),
+        )
+    ),
+    ("unknown argument", bpr(weight=V), "weight"),
+    *(
+        (f"{a} with {b}", sce(logits=In(a, X), targets=In(b, Y)), "logits", "targets", *name_of(a, b), "asarray(")
+        for a, b in MIXED
+    ),
+    *(
+        (f"NumPy {name} in {xp}", in_(xp, given(f), **{name: x}), name, "numpy", *name_of(xp))
+        for xp in ("torch", "array_api_strict", "dask.array")
+        for f, name, x in (
+            ("bpr", "weights", S),
+            ("bpr", "where", S > 0),
+            ("bpr", "denominator", np.array(2.0)),
+            ("sigmoid_cross_entropy", "pos_weight", T[0]),
+            ("info_nce", "temperature", np.array(0.1)),
+            ("softmax", "where", T > 0),
+        )
+    ),
+    ("torch and NumPy beside JAX", bce(logits=In("jax.numpy", X), weights=In("torch", T)), "weights", "torch", "jax"),
+    *(
+        (f"{xp} {f} {dtype}", in_(xp, given(f), **{name: In(xp, HOT, dtype)}), f"{name} must", dtype, "float32")
+        for xp, dtype in (
+            *itertools.product(NAMESPACES[1:], ("int32", "uint8", "bool", "complex64")),
+            *itertools.product(HOST[:3], ("float8_e4m3fn", "float8_e5m2")),
+        )
+        for f, name in (("sigmoid_cross_entropy", "logits"), ("softmax", "x"), ("info_nce", "queries"))
+    ),
+    *(
+        (f"list of arrays of {xp}: {x}", bce(logits=V, targets=[*x, In(xp, 0.5)]), "targets", word)
+        for xp, word in (("torch", "Tensor"), ("jax.numpy", "Array"), ("array_api_strict", "Array"))
+        for x in ([In(xp, 1.0), In(xp, 0.0)], [1.0, 0.0])
+    ),
+    ("logits in jit", jitted("softmax_cross_entropy", logits=HOT), "logits", "int32"),
+]
+
+OPTIONS: list[tuple[Any, ...]] = [
+    *(
+        (f"{f} {name}={x!r}", given(f, **{name: x}), error, name, *[str(x)][: error is ValueError])
+        for f, name, outside in (
+            ("sigmoid_cross_entropy", "label_smoothing", (-0.1, 1.1)),
+            ("softmax_cross_entropy", "label_smoothing", (-0.1, 1.1)),
+            ("softmax_cross_entropy", "z_loss", (-0.1,)),
+            ("binary_log_loss", "eps", (-0.1, 0.6)),
+            ("log_loss", "eps", (-0.1, 0.6)),
+            ("pairwise_hinge", "margin", ()),
+            ("contrastive", "margin", ()),
+            ("contrastive_from_distance", "margin", ()),
+            ("info_nce", "temperature", (0, -0.1)),
+        )
+        for error, values in ((ValueError, (*outside, NAN, INF, -INF)), (TypeError, ("0.1", None, True, 1j)))
+        for x in values
+    ),
+    *(
+        (f"{f} {name}={x!r}", given(f, **{name: x}), ValueError, name, *map(repr, valid), repr(x))
+        for f, name, valid in (
+            *((f, "reduction", ("none", "sum", "mean")) for f in LOSSES),
+            ("info_nce", "similarity", ("cosine", "dot")),
+        )
+        for x in ("max", "Mean", None, 0)
+    ),
+    *(
+        (f"{f} axis={axis!r}", given(f, axis=axis), error, "axis", *[str(axis), "(3, 4)"][: 2 * (error is ValueError)])
+        for f in ("softmax_cross_entropy", "log_loss", "softmax", "log_softmax", "logsumexp")
+        for error, values in ((ValueError, (2, -3)), (TypeError, (1.0, "1", None, True)))
+        for axis in values
+    ),
+    ("axis of 0-d", given("softmax", x=V[0, ...]), ValueError, "axis", "()"),
+    *((f"ignore_index {i!r}", sce(ignore_index=i), TypeError, "ignore_index") for i in (0.5, "0", True)),
+    ("ignore_index, soft", sce(targets=T, ignore_index=-100), ValueError, "ignore_index", "where"),
+    ("denominator with sum", bpr(reduction="sum", denominator=2), ValueError, "denominator", "mean", "sum"),
+    ("denominator with none", bpr(reduction="none", denominator=2), ValueError, "denominator", "mean", "none"),
+    ("symmetric, negatives", nce(negatives=X, symmetric=True), ValueError, "symmetric", "negatives"),
+    ("symmetric, both", nce(negatives=X, in_batch=True, symmetric=True), ValueError, "symmetric", "negatives"),
+    ("symmetric, not in-batch", nce(in_batch=False, symmetric=True), ValueError, "symmetric", "in_batch"),
+    ("symmetric 1", nce(symmetric=1), TypeError, "symmetric", "1"),
+    ("in_batch 'yes'", nce(in_batch="yes"), TypeError, "in_batch", "'yes'"),
+    ("one query alone", nce(queries=X[0], positives=X[0]), ValueError, "positive", "negatives"),
+    ("one row", nce(queries=X[:1], positives=X[:1]), ValueError, "positive", "negatives"),
+    ("no candidates", nce(in_batch=False), ValueError, "positive", "negatives", "in_batch"),
+    ("no negatives", nce(queries=X[0], positives=X[0], negatives=X[:0]), ValueError, "positive", "negatives"),
+    *(
+        (f"wrt {wrt!r}", partial(polyloss.value_and_grad, polyloss.bpr, wrt), error, "wrt", *words)
+        for wrt, error, *words in (
+            ("margin", ValueError, "'margin'", "'positive_scores'", "'negative_scores'"),
+            (("negative_scores", "logits"), ValueError, "'logits'", "'positive_scores'", "'negative_scores'"),
+            (0, TypeError),
+        )
+    ),
+    ("wrt labels", gradient("softmax_cross_entropy", "targets"), ValueError, "wrt", "'targets'", "'logits'"),
+    ("wrt booleans", gradient("contrastive", "similar", similar=S > 0), ValueError, "wrt", "'similar'", "'first'"),
+    ("wrt a number", gradient("info_nce", "temperature"), ValueError, "wrt", "'temperature'", "'queries'"),
+    ("wrt nothing", gradient("info_nce", ("queries", "negatives")), ValueError, "wrt", "'negatives'", "'positives'"),
+    *(
+        (f"{f.__name__} of {thing!r:.20}", partial(f, thing), TypeError, "loss", "polyloss", "functools.partial")
+        for f in (polyloss.value_and_grad, polyloss.grad)
+        for thing in (np.sum, polyloss.softmax, "bpr", partial(np.sum, axis=0), polyloss.grad(polyloss.bpr), None, [])
+    ),
+    *(
+        (
+            f"{name} of {f} elsewhere",
+            in_("array_api_strict", given(f), **{name: In("array_api_strict", x, device="device1")}),
+        )
+        + (ValueError, first, name, "CPU_DEVICE", "device1")
+        for f, first, name, x in (
+            ("softmax_cross_entropy", "logits", "targets", Y),
+            ("softmax_cross_entropy", "logits", "class_weights", T[0]),
+            ("sigmoid_cross_entropy", "logits", "where", T > 0),
+            ("bpr", "positive_scores", "weights", V),
+            ("info_nce", "queries", "negatives", NEGATIVES),
+            ("softmax", "x", "where", T > 0),
+        )
+    ),
+    *(
+        (f"{a} with {b}", bce(logits=In("torch", X, device=a), targets=In("torch", T, device=b)), ValueError)
+        + ("logits", "targets", "cpu", "meta")
+        for a, b in (("cpu", "meta"), ("meta", "cpu"))
+    ),
+    ("shape in jit", jitted("sigmoid_cross_entropy", targets=T[0]), ValueError, "targets", "(4,)", "(3, 4)"),
+    ("one-hot in jit", jitted("softmax_cross_entropy", targets=HOT), ValueError, "targets", "one-hot", "argmax"),
+    ("wide label in JAX", sce(logits=In("jax.numpy", X), targets=np.array([0, 2**32 + 1, 0])), ValueError)
+    + ("targets", "[0, 4)", "4294967297", "(1,)"),
+]
+
+ROWS = [
+    *(
+        pytest.param(in_(xp, call), ValueError, words, id=f"{name}, {xp}")
+        for table, libraries in ((SHAPES, NAMESPACES), (VALUES, HOST), (HUGE, ("numpy", "torch", "array_api_strict")))
+        for name, call, *words in table
+        for xp in libraries
+    ),
+    *(pytest.param(call, TypeError, words, id=name) for name, call, *words in TYPES),
+    *(pytest.param(call, error, words, id=name) for name, call, error, *words in OPTIONS),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "words"), ROWS)
+def test_a_message_names_the_argument_what_was_expected_and_what_came(call, error, words):
+    arguments = {name: made(x) for name, x in call.keywords.items()}
+    with pytest.raises(error) as caught:
+        call(**arguments)
+    missing = [word for word in words if word not in str(caught.value)]
+    assert not missing, f"{missing} not in: {caught.value}"
+
+
+@pytest.mark.parametrize(("call", "error", "words"), ROWS)
+def test_a_failing_call_leaves_its_inputs_untouched(call, error, words):
+    arguments = {name: made(x) for name, x in call.keywords.items()}
+    # What pickle would store is all there is to an array, in every library.
+    before = {name: pickle.dumps(x) for name, x in arguments.items()}
+    with contextlib.suppress(Exception):  # whether it is the right one, the test above asks
+        call(**arguments)
+    assert {name: pickle.dumps(x) for name, x in arguments.items()} == before
+
+
+@pytest.mark.parametrize(("a", "b"), MIXED)
+def test_the_advice_for_two_libraries_names_a_function_that_exists(a, b):
+    with pytest.raises(TypeError) as caught:
+        sce()(logits=In(a, X).array(), targets=In(b, Y).array())
+    module, function = re.search(r"([\w.]+)\.(\w+)\((?:logits|targets)\)", str(caught.value)).groups()
+    assert hasattr(importlib.import_module(module), function), str(caught.value)
+
+
+# A call, and what turns its item 1 invalid.
+INVALID: list[tuple[Any, ...]] = [
+    ("label K", sce(), {"targets": put(Y, 1, 4)}),
+    ("label -1", sce(), {"targets": put(Y, 1, -1)}),
+    ("label far", sce(), {"targets": put(Y.astype(np.int32), 1, 2**31 - 1)}),
+    ("label far below", sce(), {"targets": put(Y.astype(np.int32), 1, -(2**31))}),
+    ("label uint8", sce(targets=Y.astype(np.uint8)), {"targets": put(Y.astype(np.uint8), 1, 255)}),
+    ("label, smoothed", sce(label_smoothing=0.25, z_loss=0.1), {"targets": put(Y, 1, 4)}),
+    ("label, class_weights", sce(class_weights=[1, 0.5, 2, 0.25]), {"targets": put(Y, 1, 4)}),
+    ("label, log_loss", given("log_loss"), {"targets": put(Y, 1, 4)}),
+    ("label, log_loss, eps", given("log_loss", eps=0.3), {"targets": put(Y, 1, -1)}),
+    ("soft target > 1", sce(targets=T), {"targets": put(T, (1, 2), 1.5)}),
+    ("soft target < 0", sce(targets=T), {"targets": put(T, (1, 2), -0.5)}),
+    ("soft target NaN", sce(targets=T), {"targets": put(T, (1, 2), NAN)}),
+    ("soft target, log_loss", given("log_loss", targets=T), {"targets": put(T, (1, 2), 1.5)}),
+    ("target > 1", bce(logits=V, targets=S), {"targets": put(S, 1, 1.5)}),
+    ("target < 0", bce(logits=V, targets=S, label_smoothing=0.25), {"targets": put(S, 1, -0.5)}),
+    ("target NaN", bce(logits=V, targets=S, pos_weight=2.0), {"targets": put(S, 1, NAN)}),
+    ("target int", bce(logits=V, targets=Y == 2), {"targets": put(Y, slice(None), [1, 2, 0])}),
+    (
+        "target, binary_log_loss",
+        given("binary_log_loss", probabilities=P[0, :3], targets=S),
+        {"targets": put(S, 1, 1.5)},
+    ),
+    ("target, clipped", given("binary_log_loss", probabilities=S, targets=S, eps=0.1), {"targets": put(S, 1, 1.5)}),
+    ("probability > 1", given("binary_log_loss", probabilities=S, targets=S), {"probabilities": put(S, 1, 1.5)}),
+    (
+        "probability < 0",
+        given("binary_log_loss", probabilities=S, targets=S, eps=0.1),
+        {"probabilities": put(S, 1, -1)},
+    ),
+    ("probabilities of a row", given("log_loss"), {"probabilities": put(P, 1, [1.5, -0.5, 0, 0])}),
+    ("row sum", given("log_loss"), {"probabilities": put(P, 1, 0.125)}),
+    ("row sum, soft, eps", given("log_loss", targets=T, eps=0.2), {"probabilities": put(P, 1, 0.125)}),
+    ("distance", given("contrastive_from_distance"), {"distances": put(V, 1, -0.5)}),
+    ("similar, distance", given("contrastive_from_distance"), {"similar": put(S, 1, 1.5)}),
+    ("similar", pair(second=T), {"similar": put(S, 1, -0.5)}),
+    ("all NaN", bce(logits=V, targets=S, weights=V), {"logits": put(V, 1, NAN), "weights": put(V, 1, INF)}),
+    ("row of NaN", sce(), {"logits": put(X, 1, NAN), "targets": put(Y, 1, 99)}),
+    ("similar NaN", pair(second=T), {"similar": put(S, 1, NAN)}),
+]
+
+
+def by_formula(call: partial[Any], arrays: dict[str, Any]) -> Any:
+    return polyloss.value_and_grad(call.func)(**call.keywords | arrays, reduction="none")
+
+
+def by_autodiff(grad: Any, call: partial[Any], arrays: dict[str, Any]) -> Any:
+    name, *_ = arrays
+
+    def items(x: Any) -> Any:
+        return call.func(**call.keywords | arrays | {name: x}, reduction="none")
+
+    return items(arrays[name]), grad(lambda x: items(x).sum())(arrays[name])
+
+
+def _eager(library: str, call: partial[Any], arrays: dict[str, Any]) -> Any:
+    return by_formula(call, {name: namespace(library).asarray(x) for name, x in arrays.items()})
+
+
+def _jit(formula: bool, call: partial[Any], arrays: dict[str, Any]) -> Any:
+    jax = namespace("jax")
+    return jax.jit(partial(by_formula, call) if formula else partial(by_autodiff, jax.grad, call))(arrays)
+
+
+def _vmap(formula: bool, call: partial[Any], arrays: dict[str, Any]) -> Any:
+    func = namespace("torch.func")
+    one = partial(by_formula, call) if formula else partial(by_autodiff, func.grad, call)
+    return func.vmap(one)({name: namespace("torch").asarray(x) for name, x in arrays.items()})
+
+
+def _dask(call: partial[Any], arrays: dict[str, Any]) -> Any:
+    return by_formula(call, {name: namespace("dask.array").from_array(x, chunks=2) for name, x in arrays.items()})
+
+
+UNCHECKED: dict[str, Any] = {  # where looking at a value would stall a device or break a trace
+    "jax.jit": partial(_jit, True),
+    "jax.jit of jax.grad": partial(_jit, False),
+    "dask": _dask,
+    "torch.func.vmap": partial(_vmap, True),
+    "torch.func.vmap of grad": partial(_vmap, False),
+}
+ROUTES = UNCHECKED | {library: partial(_eager, library) for library in HOST}
+
+
+def items_and_gradient(route: str, call: partial[Any], **changes: Any) -> tuple[np.ndarray, np.ndarray]:
+    arrays = {name: x for name, x in (call.keywords | changes).items() if isinstance(x, np.ndarray)}
+    items, gradient = ROUTES[route](call, arrays)
+    return np.asarray(items), np.asarray(gradient)
+
+
+@pytest.mark.parametrize("route", UNCHECKED)
+@pytest.mark.parametrize(("call", "invalid"), [pytest.param(*row, id=name) for name, *row in INVALID])
+def test_where_values_are_not_checked_an_invalid_item_is_nan_and_its_neighbours_keep_every_bit(call, invalid, route):
+    pairs = zip(items_and_gradient(route, call), items_and_gradient(route, call, **invalid), strict=True)
+    for what, (valid, spoilt) in zip(("items", "gradient"), pairs, strict=True):
+        assert np.isfinite(valid).all(), what
+        assert np.isnan(spoilt[1]).all(), f"{what}: {spoilt[1]}"
+        assert spoilt[[0, 2]].tobytes() == valid[[0, 2]].tobytes(), f"{what}: {spoilt} for {valid}"
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize(("call", "invalid"), [pytest.param(*row, id=name) for name, *row in INVALID])
+def test_a_masked_item_is_not_looked_at(call, invalid, route):
+    where = np.array([True, False, True])
+    pairs = zip(
+        items_and_gradient(route, call, where=where),
+        items_and_gradient(route, call, where=where, **invalid),
+        strict=True,
+    )
+    for valid, spoilt in pairs:
+        assert (spoilt[1] == 0).all()
+        assert spoilt.tobytes() == valid.tobytes(), f"{spoilt} for {valid}"
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize(
+    ("classes", "index", "dtype"),
+    [(4, -100, int), (4, -1, int), (4, 4, int), (4, 255, np.uint8), (4, -128, np.int8), (128, -100, int), (4, 1, int)],
+)
+def test_an_ignored_label_is_not_looked_at(classes, index, dtype, route):
+    # -100 is ignored also where there are so many classes that it could be an index from the end.
+    logits = np.linspace(-2, 2, 3 * classes).reshape(3, classes)
+    valid = sce(logits=logits, targets=Y, where=np.array([True, False, True]))
+    ignored = sce(logits=put(logits, 1, NAN), targets=put(Y.astype(dtype), 1, index), ignore_index=index)
+    for expected, found in zip(items_and_gradient(route, valid), items_and_gradient(route, ignored), strict=True):
+        assert (found[1] == 0).all()
+        assert found.tobytes() == expected.tobytes(), f"{found} for {expected}"
