@@ -27,7 +27,7 @@ from typing import Any, Protocol, TypeAlias
 import array_api_compat
 import numpy as np
 
-__all__ = ["Array", "Kernels", "Library", "Primitive"]
+__all__ = ["Array", "Implementation", "Kernels", "Library", "Primitive"]
 
 Array: TypeAlias = Any
 """An array of any library that follows the array API standard."""
@@ -36,14 +36,12 @@ HOST_DEVICES = (1, 3)  # kDLCPU, kDLCUDAHost
 CUDA_DEVICES = (2, 13)  # kDLCUDA, kDLCUDAManaged
 
 
-class Primitive(Protocol):
-    """A per-item function of arrays: its value, and its vector-Jacobian product (vjp).
+class Implementation(Protocol):
+    """A way to compute a per-item function of arrays: its value, and its vector-Jacobian product (vjp).
 
     The first array holds the predictions, the second the targets; a missing array is None. An array has the shape of
     the items, or one more trailing axis that belongs to the item (the classes of a row). Items are independent of each
-    other. A primitive is immutable and hashable; its options are plain Python numbers.
-
-    The reference implementations are written against the array API alone, and any of them may be differentiated again.
+    other. It is immutable and hashable; its options are plain Python numbers.
     """
 
     @property
@@ -66,6 +64,10 @@ class Primitive(Protocol):
         ``residuals`` are those of `forward`, or None to compute everything from the arrays.
         """
 
+
+class Primitive(Implementation, Protocol):
+    """The reference implementation: written against the array API alone, so that it may be differentiated again."""
+
     def differentiable(self, library: Library, *arrays: Array | None) -> Array:
         """The items as plain array code, whose derivative by the library's own autodiff is accurate too."""
 
@@ -73,7 +75,7 @@ class Primitive(Protocol):
 class Kernels(Protocol):
     """Fast implementations of primitives for one kind of memory."""
 
-    def take(self, primitive: Primitive, library: Library, *arrays: Array | None) -> Primitive | None:
+    def take(self, primitive: Primitive, library: Library, *arrays: Array | None) -> Implementation | None:
         """An implementation of this primitive for these arrays, or None where there is none."""
 
 
@@ -91,6 +93,10 @@ class Library:
     def refuse(self, x: Array) -> str | None:
         """Why this kind of array cannot be taken, or None."""
         return None
+
+    def adopts(self, other: Library) -> bool:
+        """Whether arrays of the other library are taken beside arrays of this one, as its own functions take them."""
+        return False
 
     # Where the numbers live.
 
@@ -119,8 +125,8 @@ class Library:
         """The integer dtype of labels and positions."""
         return self.xp.int64
 
-    def float_dtype(self) -> Any:
-        """The floating dtype that Python numbers get where no array decides."""
+    def float_dtype(self, value: np.ndarray) -> Any:
+        """The floating dtype that these numbers, read by NumPy, get where no array decides."""
         return self.xp.asarray(0.0).dtype
 
     def asarray(self, value: np.ndarray, dtype: Any, placed: dict[str, Any]) -> Array:
@@ -176,6 +182,6 @@ class Library:
         """``x`` as a constant to the library's autodiff."""
         return x
 
-    def apply(self, primitive: Primitive, implementation: Primitive, *arrays: Array | None) -> Array:
+    def apply(self, primitive: Primitive, implementation: Implementation, *arrays: Array | None) -> Array:
         """The items, differentiable by the library's own autodiff where it has one."""
         return implementation.forward(self, *arrays)[0]

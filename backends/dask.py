@@ -16,7 +16,7 @@ import dask.array as da
 import numpy as np
 
 from polyloss import dispatch
-from polyloss.backends import Array, Library, Primitive
+from polyloss.backends import Array, Implementation, Library, Primitive
 
 __all__ = ["KERNELS", "LIBRARY"]
 
@@ -35,7 +35,7 @@ class Dask(Library):
     def memory(self, x: Array) -> str | None:
         return "dask"
 
-    def float_dtype(self) -> Any:
+    def float_dtype(self, value: np.ndarray) -> Any:
         return np.float64
 
     def asarray(self, value: np.ndarray, dtype: Any, placed: dict[str, Any]) -> Array:
@@ -61,8 +61,8 @@ class _BlockWise:
     def rows(self) -> bool:
         return self.primitive.rows
 
-    def forward(self, library: Library, *arrays: Array | None) -> tuple[Array, tuple[Array, ...]]:
-        def block(own: Library, implementation: Primitive, *blocks: Array | None) -> Array:
+    def forward(self, library: Library, *arrays: Any) -> tuple[Array, tuple[Array, ...]]:
+        def block(own: Library, implementation: Implementation, *blocks: Array | None) -> Array:
             return implementation.forward(own, *blocks)[0]
 
         return self._lazily(block, arrays[0].ndim - self.rows, arrays), ()
@@ -73,12 +73,12 @@ class _BlockWise:
         cotangent: Array,
         wanted: tuple[bool, ...],
         residuals: tuple[Array, ...] | None,
-        *arrays: Array | None,
+        *arrays: Any,
     ) -> tuple[Array | None, ...]:
         def gradient(i: int, x: Array) -> Array:
             only_this = tuple(i == j for j in range(len(arrays)))
 
-            def block(own: Library, implementation: Primitive, *blocks: Array | None) -> Array:
+            def block(own: Library, implementation: Implementation, *blocks: Array | None) -> Array:
                 *parts, ct = blocks
                 return implementation.vjp(own, ct, only_this, None, *parts)[i]
 
@@ -86,7 +86,7 @@ class _BlockWise:
 
         return tuple(gradient(i, x) if w and x is not None else None for i, (w, x) in enumerate(zip(wanted, arrays)))
 
-    def _lazily(self, block: Callable[..., Array], ndim: int, arrays: tuple[Array | None, ...]) -> Array:
+    def _lazily(self, block: Callable[..., Array], ndim: int, arrays: tuple[Any, ...]) -> Array:
         """``block(library, implementation, *blocks)``, block by block; the result has ``ndim`` axes."""
         items = arrays[0].ndim - self.rows
         given = [i for i, x in enumerate(arrays) if x is not None]
@@ -108,7 +108,7 @@ class _BlockWise:
 
 
 class _Kernels:
-    def take(self, primitive: Primitive, library: Library, *arrays: Array | None) -> Primitive:
+    def take(self, primitive: Primitive, library: Library, *arrays: Array | None) -> Implementation:
         return _BlockWise(primitive)
 
 

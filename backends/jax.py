@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
-from polyloss.backends import Array, Library, Primitive
+from polyloss.backends import Array, Implementation, Library, Primitive
 
 __all__ = ["LIBRARY"]
 
@@ -24,6 +24,9 @@ class Jax(Library):
     @property
     def name(self) -> str:
         return "jax"
+
+    def adopts(self, other: Library) -> bool:
+        return other.name == "numpy"
 
     def device(self, x: Array) -> Any:
         # An uncommitted array goes wherever it is needed; a sharded one has several devices.
@@ -42,7 +45,7 @@ class Jax(Library):
     def index_dtype(self) -> Any:
         return jnp.int64 if jax.config.jax_enable_x64 else jnp.int32
 
-    def float_dtype(self) -> Any:
+    def float_dtype(self, value: np.ndarray) -> Any:
         return jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
 
     def asarray(self, value: np.ndarray, dtype: Any, placed: dict[str, Any]) -> Array:
@@ -69,16 +72,16 @@ class Jax(Library):
     def stop_gradient(self, x: Array) -> Array:
         return jax.lax.stop_gradient(x)
 
-    def apply(self, primitive: Primitive, implementation: Primitive, *arrays: Array | None) -> Array:
+    def apply(self, primitive: Primitive, implementation: Implementation, *arrays: Array | None) -> Array:
         return _compiled(implementation, *arrays)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _items(primitive: Primitive, *arrays: Array | None) -> Array:
+def _items(primitive: Implementation, *arrays: Array | None) -> Array:
     return primitive.forward(LIBRARY, *arrays)[0]
 
 
-def _tangent(primitive: Primitive, arrays: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+def _tangent(primitive: Implementation, arrays: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
     items = _items(primitive, *arrays)
     wanted = tuple(t is not None and not isinstance(t, SymbolicZero) for t in tangents)
     gradients = primitive.vjp(LIBRARY, jnp.ones_like(items), wanted, None, *arrays)

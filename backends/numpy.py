@@ -29,8 +29,8 @@ class NumPy(Library):
     def memory(self, x: Array) -> str | None:
         return "host"
 
-    def float_dtype(self) -> Any:
-        return np.float64
+    def float_dtype(self, value: np.ndarray) -> Any:
+        return value.dtype if value.dtype.kind == "f" else np.float64
 
     def asarray(self, value: np.ndarray, dtype: Any, placed: dict[str, Any]) -> Array:
         return np.array(value, dtype=dtype)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.autograd import forward_ad
 
-from polyloss.backends import Array, Library, Primitive
+from polyloss.backends import Array, Implementation, Library, Primitive
 
 __all__ = ["LIBRARY"]
 
@@ -35,7 +35,7 @@ class Torch(Library):
             return None
         return {"cpu": "host", "cuda": "cuda"}.get(x.device.type)
 
-    def float_dtype(self) -> Any:
+    def float_dtype(self, value: np.ndarray) -> Any:
         return torch.get_default_dtype()
 
     def asarray(self, value: np.ndarray, dtype: Any, placed: dict[str, Any]) -> Array:
@@ -66,7 +66,7 @@ class Torch(Library):
     def stop_gradient(self, x: Array) -> Array:
         return x.detach()
 
-    def apply(self, primitive: Primitive, implementation: Primitive, *arrays: Array | None) -> Array:
+    def apply(self, primitive: Primitive, implementation: Implementation, *arrays: Array | None) -> Array:
         if not all(x is None or _is_plain(x) for x in arrays):
             return primitive.differentiable(self, *arrays)
         if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in arrays):
@@ -85,11 +85,11 @@ def _is_plain(x: Array) -> bool:
     )
 
 
-class _Rule(torch.autograd.Function):
+class _Rule(torch.autograd.Function):  # type: ignore[misc]
     """The items of any primitive, and their gradient by its vjp."""
 
     @staticmethod
-    def forward(ctx: Any, library: Library, primitive: Primitive, implementation: Primitive, *arrays: Any) -> Any:
+    def forward(ctx: Any, library: Library, primitive: Primitive, implementation: Implementation, *arrays: Any) -> Any:
         items, residuals = implementation.forward(library, *arrays)
         ctx.rule = library, primitive, implementation
         ctx.count = len(arrays)

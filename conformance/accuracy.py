@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -69,14 +69,14 @@ def _rows(k: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array(rows).astype(dtype), np.array(labels)
 
 
-def _soft(k: int, n: int, dtype: str) -> np.ndarray:
+def _soft(k: int, n: int, dtype: str) -> Any:
     """Target rows, some of them one-hot, many entries zero."""
     rng = np.random.default_rng(k + 1)
     t = rng.random((n, k)) * (rng.random((n, k)) < 0.5) + np.eye(k)[rng.integers(k, size=n)]
     return (t / t.sum(axis=-1, keepdims=True)).astype(dtype)
 
 
-def _plain(x: np.ndarray) -> list[list[float]]:
+def _plain(x: np.ndarray) -> Any:
     return x.astype(np.float64).tolist()
 
 
@@ -181,7 +181,6 @@ def _pair_case(dtype: str, loss: str) -> Case:
     difference = positive - negative
     argument = difference if loss == "bpr" else np.asarray(1.0, dtype) - difference
     value, slope = oracle.FORMULAS[loss]
-    assert slope is not None
     six = np.full(lead.shape, 6.0)
     numbers = argument.tolist()
     return Case(
@@ -215,7 +214,16 @@ def _distance_case(dtype: str, loss: str) -> Case:
     options = {"margin": 5.0}
     items = Exact([value(*row) for row in rows])
     return Case(
-        getattr(polyloss, loss), arrays, items, Exact(gradient), six, np.full(larger.shape, 6.0), 1, None, larger, options
+        getattr(polyloss, loss),
+        arrays,
+        items,
+        Exact(gradient),
+        six,
+        np.full(larger.shape, 6.0),
+        1,
+        None,
+        larger,
+        options,
     )
 
 
@@ -270,20 +278,21 @@ def _table() -> Iterator[tuple[str, Callable[[], Case]]]:
             for variant in ("hard", "soft", "smooth", "class weights", "z"):
                 if variant != "hard" and k in (1, 3, 128_000):
                     continue
-                yield f"softmax_cross_entropy-{variant}-{k}-{dtype}", (
-                    lambda k=k, d=dtype, v=variant: _softmax_case(k, d, v, -1)
+                yield (
+                    f"softmax_cross_entropy-{variant}-{k}-{dtype}",
+                    partial(_softmax_case, k, dtype, variant, -1),
                 )
-            yield f"softmax_cross_entropy-axis0-{k}-{dtype}", lambda k=k, d=dtype: _softmax_case(k, d, "hard", 0)
+            yield f"softmax_cross_entropy-axis0-{k}-{dtype}", partial(_softmax_case, k, dtype, "hard", 0)
         for variant in ("hard", "soft", "smooth", "pos_weight"):
-            yield f"sigmoid_cross_entropy-{variant}-{dtype}", lambda d=dtype, v=variant: _sigmoid_case(d, v)
+            yield f"sigmoid_cross_entropy-{variant}-{dtype}", partial(_sigmoid_case, dtype, variant)
         for loss in ("bpr", "pairwise_hinge"):
-            yield f"{loss}-{dtype}", lambda d=dtype, n=loss: _pair_case(d, n)
+            yield f"{loss}-{dtype}", partial(_pair_case, dtype, loss)
         for loss in ("contrastive_from_distance", "contrastive"):
-            yield f"{loss}-{dtype}", lambda d=dtype, n=loss: _distance_case(d, n)
+            yield f"{loss}-{dtype}", partial(_distance_case, dtype, loss)
         for k in (2, 10, 1000):
-            yield f"info_nce-{k}-{dtype}", lambda k=k, d=dtype: _info_nce_case(k, d)
-        yield f"binary_log_loss-{dtype}", lambda d=dtype: _log_loss_case(1, d)
-        yield f"log_loss-10-{dtype}", lambda d=dtype: _log_loss_case(10, d)
+            yield f"info_nce-{k}-{dtype}", partial(_info_nce_case, k, dtype)
+        yield f"binary_log_loss-{dtype}", partial(_log_loss_case, 1, dtype)
+        yield f"log_loss-10-{dtype}", partial(_log_loss_case, 10, dtype)
 
 
 cases: dict[str, Callable[[], Case]] = dict(_table())

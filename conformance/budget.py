@@ -76,7 +76,7 @@ def _others(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return gap, exps
 
 
-def spread(x: np.ndarray) -> np.ndarray:
+def spread(x: np.ndarray) -> Any:
     """s of each row: the mean distance of the others from the maximum, weighted by their probability."""
     gap, exps = _others(x)
     total = np.sum(exps, axis=-1)
@@ -85,7 +85,7 @@ def spread(x: np.ndarray) -> np.ndarray:
     return np.where(total > 0, mean, np.where(np.isfinite(nearest), nearest, np.max(gap, axis=-1)))
 
 
-def entry_spread(x: np.ndarray) -> np.ndarray:
+def entry_spread(x: np.ndarray) -> Any:
     """s of each entry of a row's gradient: the row's own, or the entry's distance from the maximum if that is more."""
     gap, _ = _others(x)
     return np.maximum(gap, spread(x)[..., None])

@@ -43,7 +43,6 @@ class Row:
         return {name: x if name in self.shared else x[items] for name, x in arguments.items()}
 
 
-
 def _sigmoid(soft: bool) -> Callable[..., Arguments]:
     def draw(rng: np.random.Generator, n: int, magnitude: float) -> Arguments:
         targets = rng.random((n, 3)) if soft else rng.integers(2, size=(n, 3))
@@ -52,7 +51,9 @@ def _sigmoid(soft: bool) -> Callable[..., Arguments]:
     return draw
 
 
-def _softmax(soft: bool = False, *trailing: int, extra: Callable[..., Arguments] | None = None) -> Callable[..., Arguments]:
+def _softmax(
+    soft: bool = False, *trailing: int, extra: Callable[..., Arguments] | None = None
+) -> Callable[..., Arguments]:
     def draw(rng: np.random.Generator, n: int, magnitude: float) -> Arguments:
         shape = (n, 4, *trailing)
         targets = rng.random(shape) / 4 if soft else rng.integers(4, size=(n, *trailing))

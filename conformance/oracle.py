@@ -77,6 +77,12 @@ def softmax(x: Sequence[float]) -> list[Number]:
 
 
 @_precisely
+def softmax_slope(x: Sequence[float]) -> list[list[Number]]:
+    p = softmax(x)
+    return [[p[i] * ((i == k) - p[k]) for k in range(len(x))] for i in range(len(x))]
+
+
+@_precisely
 def logsumexp(x: Sequence[float]) -> Number:
     return mp.log(mp.fsum(_exp(mpf(v)) for v in x))
 
@@ -85,6 +91,12 @@ def logsumexp(x: Sequence[float]) -> Number:
 def log_softmax(x: Sequence[float]) -> list[Number]:
     total = mp.log(mp.fsum(_exp(mpf(v)) for v in x))
     return [mpf(v) - total for v in x]
+
+
+@_precisely
+def log_softmax_slope(x: Sequence[float]) -> list[list[Number]]:
+    p = softmax(x)
+    return [[(i == k) - p[k] for k in range(len(x))] for i in range(len(x))]
 
 
 # Losses.
@@ -191,12 +203,12 @@ def log_loss_slope(p: Sequence[float], t: int) -> list[Number]:
     return [-1 / mpf(v) if i == t else mpf(0) for i, v in enumerate(p)]
 
 
-FORMULAS: dict[str, tuple[Callable[..., Any], Callable[..., Any] | None]] = {
+FORMULAS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "sigmoid": (sigmoid, sigmoid_slope),
     "softplus": (softplus, sigmoid),
     "log_sigmoid": (log_sigmoid, log_sigmoid_slope),
-    "softmax": (softmax, None),
-    "log_softmax": (log_softmax, None),
+    "softmax": (softmax, softmax_slope),
+    "log_softmax": (log_softmax, log_softmax_slope),
     "logsumexp": (logsumexp, softmax),
     "sigmoid_cross_entropy": (sigmoid_cross_entropy, sigmoid_cross_entropy_slope),
     "softmax_cross_entropy": (softmax_cross_entropy, softmax_cross_entropy_slope),

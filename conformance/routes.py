@@ -64,7 +64,9 @@ def wide(library: str, dtype: str) -> Iterator[None]:
 
 
 def _formula(library: str) -> Route:
-    def route(loss: Any, arrays: tuple[Any, ...], options: dict[str, Any], wrt: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    def route(
+        loss: Any, arrays: tuple[Any, ...], options: dict[str, Any], wrt: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
         given = [from_numpy(library, x) for x in arrays]
         options = {name: from_numpy(library, x) for name, x in options.items()}
         name = list(inspect.signature(loss).parameters)[wrt]
@@ -75,7 +77,9 @@ def _formula(library: str) -> Route:
 
 
 def _torch(transform: str) -> Route:
-    def route(loss: Any, arrays: tuple[Any, ...], options: dict[str, Any], wrt: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    def route(
+        loss: Any, arrays: tuple[Any, ...], options: dict[str, Any], wrt: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
         import torch
 
         given = [from_numpy("torch", x) for x in arrays]
@@ -99,7 +103,9 @@ def _torch(transform: str) -> Route:
 
 
 def _jax(transform: str) -> Route:
-    def route(loss: Any, arrays: tuple[Any, ...], options: dict[str, Any], wrt: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    def route(
+        loss: Any, arrays: tuple[Any, ...], options: dict[str, Any], wrt: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
         import jax
 
         with wide("jax", str(arrays[0].dtype)):

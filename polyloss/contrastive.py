@@ -390,7 +390,7 @@ def _similarities(
     return parts[0] if len(parts) == 1 else xp.concat(parts, axis=-1), pull
 
 
-def _temperature(call: Call, temperature: Array | float) -> tuple[Any, Callable[[Array, Array], Array | None]]:
+def _temperature(call: Call, temperature: Any) -> tuple[Any, Callable[[Array, Array], Array | None]]:
     """The temperature, and the pullback from the scores (similarity / temperature) to it."""
     if is_number_like(temperature):
         return number("temperature", temperature, 0, above=True), lambda g, scores: None

@@ -14,9 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from polyloss.backends import Array, Kernels, Library, Primitive
+from polyloss.backends import Array, Implementation, Kernels, Library, Primitive
 
-__all__ = ["LIBRARIES", "Application", "detached", "implementation", "is_number_like", "kernels", "known_library", "library_of", "scope"]
+__all__ = [
+    "LIBRARIES",
+    "Application",
+    "detached",
+    "implementation",
+    "is_number_like",
+    "kernels",
+    "known_library",
+    "library_of",
+    "scope",
+]
 
 LIBRARIES = ("numpy", "cupy", "torch", "jax", "dask")
 """The array libraries that have a row in `known_library`."""
@@ -29,28 +39,38 @@ def known_library(top: str) -> Library | None:
     """
     match top:
         case "numpy":
-            from polyloss.backends.numpy import LIBRARY
+            from polyloss.backends import numpy
+
+            return numpy.LIBRARY
         case "cupy":
-            from polyloss.backends.cupy import LIBRARY
+            from polyloss.backends import cupy
+
+            return cupy.LIBRARY
         case "torch":
-            from polyloss.backends.torch import LIBRARY
+            from polyloss.backends import torch
+
+            return torch.LIBRARY
         case "jax" | "jaxlib":
-            from polyloss.backends.jax import LIBRARY
+            from polyloss.backends import jax
+
+            return jax.LIBRARY
         case "dask":
-            from polyloss.backends.dask import LIBRARY
+            from polyloss.backends import dask
+
+            return dask.LIBRARY
         case _:
             return None
-    return LIBRARY
 
 
 def kernels(memory: str | None) -> Kernels | None:
     """The kernels that compute in that memory."""
     match memory:
         case "dask":
-            from polyloss.backends.dask import KERNELS
+            from polyloss.backends import dask
+
+            return dask.KERNELS
         case _:
             return None
-    return KERNELS
 
 
 _BY_TYPE: dict[type, Library] = {}
@@ -76,13 +96,14 @@ def _find(x: Any) -> Library:
             if (library := known_library(top)) is not None:
                 return library
             for point in entry_points(group="polyloss.backends", name=top):
-                return point.load()
+                loaded: Library = point.load()
+                return loaded
         if hasattr(x, "__array_namespace__"):
             return Library(x.__array_namespace__())
     raise TypeError(f"not an array: {type(x).__module__}.{type(x).__qualname__}")
 
 
-def implementation(primitive: Primitive, library: Library, *arrays: Array | None) -> Primitive:
+def implementation(primitive: Primitive, library: Library, *arrays: Array | None) -> Implementation:
     """The kernel for the memory that holds the arrays, or the primitive itself: the generic formula."""
     fast = kernels(library.memory(arrays[0]))
     return (fast and fast.take(primitive, library, *arrays)) or primitive

@@ -19,7 +19,7 @@ from polyloss.version import __version__
 __all__ = ["Path", "paths", "report"]
 
 NAMESPACES = {"jax": "jax.numpy", "dask": "dask.array"}  # where the functions are, if not in the library's top module
-PRIMITIVES = {
+PRIMITIVES: dict[str, Any] = {
     "softplus cross-entropy": SoftplusCrossEntropy(),
     "log-sum-exp cross-entropy": LseCrossEntropy(),
 }

@@ -40,7 +40,7 @@ def differentiable(*parameters: str) -> Callable[[Callable[P, Loss]], Callable[P
 
 
 def value_and_grad(loss: Callable[..., Array], wrt: str | tuple[str, ...] | None = None) -> Callable[..., Any]:
-    r"""A function that computes a loss and its gradient.
+    """A function that computes a loss and its gradient.
 
     The gradient comes from the loss's own formula, so it exists in every array library, NumPy and CuPy included, and
     needs no autodiff. Value and gradient are detached: to differentiate further in torch or JAX, use their own

@@ -172,9 +172,7 @@ class Call:
             numbers_ = _read(name, value)
             if numbers_.dtype.kind not in "fiu" or numbers_.dtype.itemsize > 8:
                 raise TypeError(f"{name} must be real numbers of at most 64 bits, got {numbers_.dtype}")
-            keep = isinstance(value, np.floating) and self.library.name == "numpy"
-            dtype = numbers_.dtype if keep else self.library.float_dtype()
-            return self.library.asarray(numbers_.astype(float), dtype, self._placed)
+            return self.library.asarray(numbers_.astype(float), self.library.float_dtype(numbers_), self._placed)
         x = self._array(name, value)
         if self._kind(x.dtype) not in FLOATS:
             raise TypeError(
@@ -188,13 +186,13 @@ class Call:
             read = _read(name, value)
             dtype = self.dtype if read.dtype.kind == "f" else None
             return self.library.asarray(read, dtype, self._placed)
-        if library_of(value) is not self.library:  # NumPy beside JAX
+        if library_of(value) is not self.library:  # adopted
             return self.library.asarray(np.asarray(value), None, self._placed)
         return value
 
 
 def _common_library(arguments: dict[str, Any]) -> Library:
-    found: dict[Library, tuple[str, Any]] = {}
+    found: dict[Library, str] = {}
     for name, value in arguments.items():
         if value is None or is_number_like(value):
             continue
@@ -206,19 +204,17 @@ def _common_library(arguments: dict[str, Any]) -> Library:
             ) from None
         if reason := library.refuse(value):
             raise TypeError(f"{name} is {reason}")
-        found.setdefault(library, (name, value))
+        found.setdefault(library, name)
     if not found:
         return library_of(np.empty(0))
-    names = {library.name: library for library in found}
-    if len(found) == 2 and set(names) == {"numpy", "jax"}:
-        return names["jax"]
-    if len(found) > 1:
-        (one, (first, _)), (two, (second, _)) = list(found.items())[:2]
-        raise TypeError(
-            f"{first} is an array of {one.name} and {second} one of {two.name}; convert one of them first, for example "
-            f"by {one.name}.asarray({second})"
-        )
-    return next(iter(found))
+    for library in found:
+        if all(other is library or library.adopts(other) for other in found):
+            return library
+    (one, first), (two, second) = list(found.items())[:2]
+    raise TypeError(
+        f"{first} is an array of {one.name} and {second} one of {two.name}; convert one of them first, for example "
+        f"by {one.name}.asarray({second})"
+    )
 
 
 def _placed(library: Library, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -264,7 +260,9 @@ def _read(name: str, value: Any) -> np.ndarray:
             raise ValueError(f"{name} must be a rectangular nested sequence of numbers") from None
         if read.dtype.kind in "biufc":
             return read
-    raise TypeError(f"{name} must be an array, a number or a nested sequence of numbers, not one of {type(leaf).__name__}")
+    raise TypeError(
+        f"{name} must be an array, a number or a nested sequence of numbers, not one of {type(leaf).__name__}"
+    )
 
 
 def _item(x: Any) -> str:
@@ -289,7 +287,7 @@ def same_shape(name: str, x: Array, of_name: str, of: Array) -> None:
 
 def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf, *, above: bool = False) -> float:
     """A finite Python number in [low, high], or (low, high] with ``above``."""
-    if not isinstance(value, numbers.Real) or isinstance(value, (bool, np.bool)):
+    if isinstance(value, (bool, np.bool)) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a real number, got {type(value).__name__}")
     x = float(value)
     if not (math.isfinite(x) and (x > low if above else x >= low) and x <= high):
@@ -308,13 +306,13 @@ def choice(name: str, value: Any, options: Sequence[str]) -> str:
 
 def axis_of(axis: Any, x: Array, name: str) -> int:
     """The class axis as a non-negative number."""
-    if not isinstance(axis, numbers.Integral) or isinstance(axis, bool):
+    if isinstance(axis, bool) or not isinstance(axis, numbers.Integral):
         raise TypeError(f"axis must be an integer, got {type(axis).__name__}")
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(f"axis must be in [{-x.ndim}, {x.ndim}) for {name} of shape {_shape(x.shape)}, got {axis}")
     if x.shape[int(axis)] == 0:
         raise ValueError(f"{name} must have at least one class along axis {axis}, got shape {_shape(x.shape)}")
-    return int(axis) % x.ndim
+    return int(axis) % int(x.ndim)
 
 
 def to_last_axis(call: Call, x: Array, axis: int) -> Array:

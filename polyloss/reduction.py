@@ -147,7 +147,8 @@ class Loss:
         call = self.reduction.call
         value = self.reduction.value(items)
         found = self.pull(*gradients)
-        for name, g in self.reduction.mass_gradients(value).items() if wanted[1] else ():
-            found[name] = found[name] + g
+        for name, g in self.reduction.mass_gradients(value).items():
+            if (direct := found.get(name)) is not None:
+                found[name] = direct + g
         owned = {name: call.own(name, g) for name, g in found.items()}
         return value, {name: g for name, g in owned.items() if g is not None}

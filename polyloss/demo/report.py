@@ -14,12 +14,13 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from polyloss.demo.training import Outcome
 
 __all__ = ["check_picture", "progress", "save_picture", "show"]
 
-WIDTH = 130  # of the table, where no terminal says how wide it is
+WIDTH = 110  # of the output, where no terminal says how wide it is
 COLUMNS = 3
 
 # Lines that coincide stay visible when each is thinner than the one beneath it.
@@ -45,33 +46,36 @@ def progress(epochs: int) -> Iterator[Callable[[str], None]]:
 
 
 def show(outcomes: Sequence[Sequence[Outcome]], left_out: Mapping[str, str]) -> None:
-    """Prints the table, a section for each task, and why some libraries are not in it."""
+    """Prints the table, a section for each task, and why some libraries are not in it.
+
+    What a section has in common stands in its first column, so that the table fits a terminal of 80 columns.
+    """
     table = Table(
         box=box.SIMPLE_HEAD,
+        show_edge=False,
         pad_edge=False,
         collapse_padding=True,
         title="polyloss demo: one training loop in every array library",
-        caption="Seconds include compiling. The difference from NumPy is the largest one of a final parameter.",
+        caption="A library differs by so much from NumPy: its most different final parameter. Time includes compiling.",
     )
-    for heading in ("\ntask", "\nloss function", "\nlibrary"):
-        table.add_column(heading, overflow="fold")
-    table.add_column("training loss\nbefore -> after", justify="right")
-    table.add_column("metric of\nheld-out data", overflow="fold")
-    table.add_column("\nbefore -> after", justify="right")
-    table.add_column("\nseconds", justify="right")
-    table.add_column("difference\nfrom NumPy", justify="right")
+    table.add_column("task\nloss function\nheld-out metric", overflow="fold")
+    table.add_column("\n\nlibrary")
+    for heading in ("training loss\nbefore\n-> after", "metric\nbefore\n-> after", "\ntime\n[s]", "differs\nby at\nmost"):
+        table.add_column(Text(heading), justify="right")
     for section in outcomes:
-        for outcome in section:
-            task = outcome.task
-            names = (task.name, task.loss) if outcome is section[0] else ("", "")
+        task = section[0].task
+        labels = task.name, f"  {task.loss}", f"  {task.metric}"
+        for label, outcome in itertools.zip_longest(labels, section):
+            if outcome is None:
+                table.add_row(label)
+                continue
             table.add_row(
-                *names,
+                label,
                 outcome.library,
-                "{:.4f} -> {:.4f}".format(*outcome.losses),
-                task.metric if outcome is section[0] else "",
+                "{:.3f} -> {:.3f}".format(*outcome.losses),
                 "{:.3f} -> {:.3f}".format(*outcome.scores),
                 f"{outcome.seconds:.2f}",
-                f"{outcome.difference:.1e}" if outcome is not section[0] else "-",
+                "-" if outcome is section[0] else f"{outcome.difference:.1e}",
             )
         table.add_section()
     console = _console()
@@ -90,7 +94,7 @@ def check_picture(path: Path) -> None:
             raise ValueError(f"cannot write the picture {path}: it exists and is not a regular file")
         with path.open("ab"):  # changes no byte of an older picture
             pass
-        if False:
+        if new:
             path.unlink()
     except OSError as error:
         raise ValueError(f"cannot write the picture {path}: {error.strerror}") from None
