@@ -27,10 +27,19 @@ from typing import Any, Protocol, TypeAlias
 import array_api_compat
 import numpy as np
 
-__all__ = ["Array", "Implementation", "Kernels", "Library", "Primitive"]
+__all__ = ["Array", "Gradients", "Implementation", "Kernels", "Library", "Primitive", "Residuals", "Wanted"]
 
 Array: TypeAlias = Any
 """An array of any library that follows the array API standard."""
+
+Wanted: TypeAlias = tuple[bool, ...]
+"""For each array of a primitive, whether its gradient is asked for."""
+
+Residuals: TypeAlias = tuple[Array, ...] | None
+"""What the forward pass left for the backward pass; None: nothing, compute it again."""
+
+Gradients: TypeAlias = tuple[Array | None, ...]
+"""For each array of a primitive its gradient, or None where none is asked for."""
 
 HOST_DEVICES = (1, 3)  # kDLCPU, kDLCUDAHost
 CUDA_DEVICES = (2, 13)  # kDLCUDA, kDLCUDAManaged
@@ -52,17 +61,9 @@ class Implementation(Protocol):
         """The items, and the residuals that spare the backward pass some work."""
 
     def vjp(
-        self,
-        library: Library,
-        cotangent: Array,
-        wanted: tuple[bool, ...],
-        residuals: tuple[Array, ...] | None,
-        *arrays: Array | None,
-    ) -> tuple[Array | None, ...]:
-        """The gradient in each wanted array of sum(cotangent * items); None for the others.
-
-        ``residuals`` are those of `forward`, or None to compute everything from the arrays.
-        """
+        self, library: Library, cotangent: Array, wanted: Wanted, residuals: Residuals, *arrays: Array | None
+    ) -> Gradients:
+        """The gradient in each wanted array of sum(cotangent * items)."""
 
 
 class Primitive(Implementation, Protocol):
@@ -89,6 +90,11 @@ class Library:
     def name(self) -> str:
         """What the library is called in messages."""
         return str(self.xp.__name__).removeprefix("array_api_compat.").partition(".")[0]
+
+    @property
+    def converter(self) -> str:
+        """What makes an array of this library of one in host memory, by its public name."""
+        return f"{str(self.xp.__name__).removeprefix('array_api_compat.')}.asarray"
 
     def refuse(self, x: Array) -> str | None:
         """Why this kind of array cannot be taken, or None."""

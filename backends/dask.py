@@ -14,9 +14,9 @@ from typing import Any
 import array_api_compat.dask.array
 import dask.array as da
 import numpy as np
+from polyloss.backends import Array, Gradients, Implementation, Library, Primitive, Residuals, Wanted
 
 from polyloss import dispatch
-from polyloss.backends import Array, Implementation, Library, Primitive
 
 __all__ = ["KERNELS", "LIBRARY"]
 
@@ -67,14 +67,7 @@ class _BlockWise:
 
         return self._lazily(block, arrays[0].ndim - self.rows, arrays), ()
 
-    def vjp(
-        self,
-        library: Library,
-        cotangent: Array,
-        wanted: tuple[bool, ...],
-        residuals: tuple[Array, ...] | None,
-        *arrays: Any,
-    ) -> tuple[Array | None, ...]:
+    def vjp(self, library: Library, cotangent: Array, wanted: Wanted, residuals: Residuals, *arrays: Any) -> Gradients:
         def gradient(i: int, x: Array) -> Array:
             only_this = tuple(i == j for j in range(len(arrays)))
 

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
-
 from polyloss.backends import Array, Implementation, Library, Primitive
 
 __all__ = ["LIBRARY"]

@@ -14,9 +14,8 @@ from typing import Any
 import array_api_compat.torch
 import numpy as np
 import torch
-from torch.autograd import forward_ad
-
 from polyloss.backends import Array, Implementation, Library, Primitive
+from torch.autograd import forward_ad
 
 __all__ = ["LIBRARY"]
 
@@ -61,7 +60,9 @@ class Torch(Library):
     def scope(self, x: Array) -> AbstractContextManager[Any]:
         # Autocast would run the matrix products of float32 embeddings in 16 bits.
         kind = x.device.type
-        return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+        lowering = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        scope: AbstractContextManager[Any] = torch.autocast(kind, enabled=False) if lowering else nullcontext()
+        return scope
 
     def stop_gradient(self, x: Array) -> Array:
         return x.detach()

@@ -4,9 +4,10 @@ Run ``python -m benchmarks.accuracy [--json FILE] [--markdown]`` in the root of 
 
 Measured are the two losses that everybody has, where training spends most of its time: on items that the model is
 already sure of. ``softmax`` is cross-entropy whose label leads the best other logit by so much, for several numbers of
-classes and offsets common to all logits; ``sigmoid`` is binary cross-entropy whose logit agrees with its target. Each
-cell is the worst over its cases of the loss, and of the gradient in the label's logit. The truth is computed by mpmath
-with 60 digits from the logits as float32 holds them, so that only the losses' own rounding counts.
+classes and offsets common to all logits; ``sigmoid`` is binary cross-entropy whose logit agrees with its target, with
+logits of the size given and up to one beyond. Each cell is the worst over its cases of the loss, and of the gradient in
+the label's logit. The truth is computed by mpmath with 60 digits from the logits as float32 holds them, so that only
+the losses' own rounding counts.
 
 One ulp is the distance between two float32 numbers at the truth. About 1.7e7 of them (2^24) is 100 %: no digit is left.
 """
@@ -159,7 +160,8 @@ def scikit_learn() -> tuple[Run, Run]:
     from sklearn._loss import HalfBinomialLoss, HalfMultinomialLoss
 
     def multinomial(x: np.ndarray, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return HalfMultinomialLoss(n_classes=x.shape[1]).loss_gradient(t.astype(np.float32), x)
+        losses, gradients = HalfMultinomialLoss(n_classes=x.shape[1]).loss_gradient(t.astype(np.float32), x)
+        return losses, gradients
 
     return multinomial, lambda x, t: HalfBinomialLoss().loss_gradient(t, x)
 

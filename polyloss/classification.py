@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from polyloss.backends import Array, Library
+from polyloss.backends import Array, Gradients, Library, Residuals, Wanted
 from polyloss.gradients import differentiable
-from polyloss.inputs import Call, axis_of, last_axis_to, number, same_shape, to_last_axis
-from polyloss.primitives import LseCrossEntropy, SoftplusCrossEntropy, one_hot
+from polyloss.inputs import Call, axis_of, integer, last_axis_to, number, same_shape, to_last_axis
+from polyloss.primitives import Formula, LseCrossEntropy, SoftplusCrossEntropy, one_hot
 from polyloss.reduction import Loss, Reduction
 
 __all__ = ["binary_log_loss", "log_loss", "sigmoid_cross_entropy", "softmax_cross_entropy"]
@@ -218,13 +218,16 @@ def _targets(
             raise ValueError("ignore_index is for class indices; floating targets take where=")
         t = call.real("targets", targets)
         same_shape("targets", t, name, of)
-        return call.unit_interval("targets", reduce.clean(to_last_axis(call, t, axis), rows=True))
+        return call.unit_interval("targets", reduce.clean(to_last_axis(call, t, axis), rows=True), axis)
     y = call.labels("targets", targets, reduce.shape, axis, of, name)
     if ignore_index is not None:
-        reduce.mask(y != int(number("ignore_index", ignore_index)))
+        ignored, limits = integer("ignore_index", ignore_index), call.xp.iinfo(y.dtype)
+        if limits.min < ignored <= limits.max:
+            reduce.mask(y != ignored)
     y = reduce.clean(y)
     classes = of.shape[axis]
-    return call.valid("targets", y, (y < 0) | (y >= classes), f"class indices in [0, {classes})")
+    bad = (y < 0) | (y >= classes)
+    return call.valid("targets", y, bad, f"class indices in [0, {classes})", given=targets)
 
 
 def _target_weight(call: Call, t: Array, c: Array) -> Array:
@@ -364,7 +367,7 @@ def log_loss(
     primitive = RowLogLoss(number("eps", eps, 0, 0.5))
     reduce = Reduction(call, (*p.shape[:axis], *p.shape[axis + 1 :]), weights, where, reduction, denominator)
     t = _targets(call, targets, p, axis, reduce, None, "probabilities")
-    q = call.unit_interval("probabilities", reduce.clean(to_last_axis(call, p, axis), rows=True))
+    q = call.unit_interval("probabilities", reduce.clean(to_last_axis(call, p, axis), rows=True), axis)
     q = _rows_of_sum_one(call, q, reduce, max(1e-3, call.resolution("probabilities")))
 
     def pull(gp: Array, gt: Array | None) -> dict[str, Array | None]:
@@ -387,10 +390,9 @@ def _rows_of_sum_one(call: Call, p: Array, reduce: Reduction, tolerance: float) 
     off = xp.abs(total - 1) > tolerance
     if reduce.keep is not None:
         off = off & reduce.keep
-    call.valid("the sum of a row of probabilities", total, off, "1 (binary_log_loss takes one probability per item)")
-    if call.library.memory(off) == "host":
-        return p
-    return xp.where(xp.expand_dims(off, axis=-1), xp.full_like(p, math.nan), p)
+    expected = "1 (binary_log_loss takes one probability per item)"
+    one = call.valid("the sum of a row of probabilities", xp.ones_like(total), off, expected, given=total)
+    return p * xp.expand_dims(one, axis=-1)  # NaN where looking is not possible
 
 
 def _minus_log(library: Library, q: Array) -> Array:
@@ -407,22 +409,33 @@ def _minus_log1m(library: Library, q: Array) -> Array:
     return xp.where(one, math.inf + _largest(library, q) * (q - 1), -library.log1p(-xp.where(one, xp.zeros_like(q), q)))
 
 
+def _inside(library: Library, p: Array, eps: float) -> Array:
+    """1 where p is not clipped, else 0. A factor, which unlike a selection lets NaN through."""
+    return library.xp.astype((p >= eps) & (p <= 1 - eps), p.dtype)
+
+
+def _clip(library: Library, p: Array, eps: float) -> Array:
+    """p clipped to [eps, 1 - eps], with derivative 0 where it is."""
+    if not eps:
+        return p
+    inside = _inside(library, p, eps)
+    return inside * p + (1 - inside) * library.xp.clip(p, eps, 1 - eps)
+
+
 def _largest(library: Library, x: Array) -> float:
     return float(library.xp.finfo(x.dtype).max)
 
 
 @dataclass(frozen=True)
-class BinaryLogLoss:
+class BinaryLogLoss(Formula):
     """``-t log p - (1 - t) log(1 - p)`` per element, with p clipped to [eps, 1 - eps]; 0 log 0 = 0."""
 
     eps: float = 0.0
 
-    rows = False
-
     def _seen(self, library: Library, p: Array, t: Array) -> tuple[Array, Array]:
         """The clipped p as the logarithm sees it, and as log1p sees it: harmless where it is multiplied by 0."""
         xp = library.xp
-        q = xp.clip(p, self.eps, 1 - self.eps) if self.eps else p
+        q = _clip(library, p, self.eps)
         return (
             xp.where((t == 0) & (q == 0), xp.ones_like(q), q),
             xp.where((t == 1) & (q == 1), xp.zeros_like(q), q),
@@ -432,32 +445,23 @@ class BinaryLogLoss:
         yes, no = self._seen(library, p, t)
         return t * _minus_log(library, yes) + (1 - t) * _minus_log1m(library, no)
 
-    def forward(self, library: Library, p: Array, t: Array) -> tuple[Array, tuple[Array, ...]]:
-        return self.differentiable(library, p, t), ()
-
     def vjp(
-        self,
-        library: Library,
-        cotangent: Array,
-        wanted: tuple[bool, ...],
-        residuals: tuple[Array, ...] | None,
-        p: Array,
-        t: Array,
-    ) -> tuple[Array | None, ...]:
+        self, library: Library, cotangent: Array, wanted: Wanted, residuals: Residuals, p: Array, t: Array
+    ) -> Gradients:
         xp = library.xp
         yes, no = self._seen(library, p, t)
         gp = gt = None
         if wanted[0]:
             limit = xp.full_like(p, _largest(library, p))
             slope = xp.minimum((1 - t) / (1 - no), limit) - xp.minimum(t / yes, limit)
-            gp = cotangent * _where_unclipped(library, p, self.eps, slope)
+            gp = cotangent * (slope * _inside(library, p, self.eps))
         if wanted[1]:
             gt = cotangent * (_minus_log(library, yes) - _minus_log1m(library, no))
         return gp, gt
 
 
 @dataclass(frozen=True)
-class RowLogLoss:
+class RowLogLoss(Formula):
     """``-sum_k t_k log p_k`` per row, with p clipped to [eps, 1 - eps]; 0 log 0 = 0.
 
     Targets are class indices (an index out of range makes its item NaN) or rows of probabilities.
@@ -471,39 +475,23 @@ class RowLogLoss:
         """The target rows, and the clipped p as the logarithm sees it: harmless where it is multiplied by 0."""
         xp = library.xp
         t = targets if targets.ndim == p.ndim else one_hot(library, p, targets)
-        q = xp.clip(p, self.eps, 1 - self.eps) if self.eps else p
+        q = _clip(library, p, self.eps)
         return t, xp.where((t == 0) & (q == 0), xp.ones_like(q), q)
 
     def differentiable(self, library: Library, p: Array, targets: Array) -> Array:
         t, q = self._seen(library, p, targets)
         return library.sum(t * _minus_log(library, q))
 
-    def forward(self, library: Library, p: Array, targets: Array) -> tuple[Array, tuple[Array, ...]]:
-        return self.differentiable(library, p, targets), ()
-
     def vjp(
-        self,
-        library: Library,
-        cotangent: Array,
-        wanted: tuple[bool, ...],
-        residuals: tuple[Array, ...] | None,
-        p: Array,
-        targets: Array,
-    ) -> tuple[Array | None, ...]:
+        self, library: Library, cotangent: Array, wanted: Wanted, residuals: Residuals, p: Array, targets: Array
+    ) -> Gradients:
         xp = library.xp
         cotangent = xp.expand_dims(cotangent, axis=-1)
         t, q = self._seen(library, p, targets)
         gp = gt = None
         if wanted[0]:
             slope = -xp.minimum(t / q, xp.full_like(p, _largest(library, p)))
-            gp = cotangent * _where_unclipped(library, p, self.eps, slope)
+            gp = cotangent * (slope * _inside(library, p, self.eps))
         if wanted[1]:
             gt = cotangent * _minus_log(library, q)
         return gp, gt
-
-
-def _where_unclipped(library: Library, p: Array, eps: float, slope: Array) -> Array:
-    if not eps:
-        return slope
-    xp = library.xp
-    return xp.where(p != p, p, xp.where(xp.clip(p, eps, 1 - eps) == p, slope, xp.zeros_like(slope)))

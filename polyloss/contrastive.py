@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from polyloss.backends import Array, Library
+from polyloss.backends import Array, Gradients, Library, Residuals, Wanted
 from polyloss.dispatch import Application, is_number_like
 from polyloss.gradients import differentiable
 from polyloss.inputs import Call, choice, number, same_shape
-from polyloss.primitives import LseCrossEntropy, over_limit
+from polyloss.primitives import Formula, LseCrossEntropy, over_limit
 from polyloss.reduction import Loss, Reduction
 
 __all__ = ["contrastive", "contrastive_from_distance", "info_nce"]
@@ -165,12 +165,10 @@ def _has_features(name: str, x: Array) -> None:
 
 
 @dataclass(frozen=True)
-class MarginDistance:
+class MarginDistance(Formula):
     """``s d^2 + (1 - s) max(0, margin - d)^2`` per pair, for distances d and similarity s in [0, 1]."""
 
     margin: float = 1.0
-
-    rows = False
 
     def _parts(self, library: Library, d: Array, s: Array) -> tuple[Array, Array]:
         """The distance where it counts, and how much is missing to the margin."""
@@ -182,18 +180,9 @@ class MarginDistance:
         near, short = self._parts(library, d, s)
         return s * near**2 + (1 - s) * short**2
 
-    def forward(self, library: Library, d: Array, s: Array) -> tuple[Array, tuple[Array, ...]]:
-        return self.differentiable(library, d, s), ()
-
     def vjp(
-        self,
-        library: Library,
-        cotangent: Array,
-        wanted: tuple[bool, ...],
-        residuals: tuple[Array, ...] | None,
-        d: Array,
-        s: Array,
-    ) -> tuple[Array | None, ...]:
+        self, library: Library, cotangent: Array, wanted: Wanted, residuals: Residuals, d: Array, s: Array
+    ) -> Gradients:
         near, short = self._parts(library, d, s)
         gd = cotangent * 2 * (s * near - (1 - s) * short) if wanted[0] else None
         gs = cotangent * (near**2 - short**2) if wanted[1] else None
@@ -394,10 +383,11 @@ def _temperature(call: Call, temperature: Any) -> tuple[Any, Callable[[Array, Ar
     """The temperature, and the pullback from the scores (similarity / temperature) to it."""
     if is_number_like(temperature):
         return number("temperature", temperature, 0, above=True), lambda g, scores: None
-    if not call.is_floating("temperature", temperature) or temperature.ndim:
-        raise TypeError(
-            "temperature must be a positive number or a 0-d floating array, "
-            f"got {temperature.dtype} of shape {tuple(temperature.shape)}"
+    if not call.is_floating("temperature", temperature):
+        raise TypeError(f"temperature must be a positive number or a 0-d floating array, got {temperature.dtype}")
+    if temperature.ndim:
+        raise ValueError(
+            f"temperature must be a positive number or a 0-d floating array, got shape {tuple(temperature.shape)}"
         )
     t = call.real("temperature", temperature)
     t = call.valid("temperature", t, t <= 0, "positive")

@@ -75,6 +75,8 @@ def value_and_grad(loss: Callable[..., Array], wrt: str | tuple[str, ...] | None
     0.410038 [-0.059601 -0.25    ]
     """
     formula, parameters = _formula(loss)
+    if not (wrt is None or isinstance(wrt, str) or (isinstance(wrt, (tuple, list)) and len(wrt))):
+        raise TypeError(f"wrt must be the name of a parameter or a tuple of names, got {wrt!r}")
     names = (parameters[0],) if wrt is None else (wrt,) if isinstance(wrt, str) else tuple(wrt)
     for name in names:
         if name not in parameters:

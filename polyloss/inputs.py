@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import numbers
+import operator
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ import numpy as np
 from polyloss.backends import Array, Library
 from polyloss.dispatch import Application, is_number_like, library_of
 
-__all__ = ["Call", "axis_of", "choice", "last_axis_to", "number", "same_shape", "to_last_axis"]
+__all__ = ["Call", "axis_of", "choice", "integer", "last_axis_to", "number", "same_shape", "to_last_axis"]
 
 FLOATS = ("float32", "float64", "float16", "bfloat16")
 
@@ -62,9 +64,9 @@ class Call:
             raise TypeError(f"{name} must be boolean, got {x.dtype}; write for example {name} != 0")
         return x
 
-    def unit_interval(self, name: str, x: Array) -> Array:
+    def unit_interval(self, name: str, x: Array, axis: int | None = None) -> Array:
         """``x``, whose values must lie in [0, 1]; NaN passes and makes its item NaN."""
-        return self.valid(name, x, (x < 0) | (x > 1), "in [0, 1]")
+        return self.valid(name, x, (x < 0) | (x > 1), "in [0, 1]", axis=axis)
 
     def is_floating(self, name: str, value: Any) -> bool:
         """Whether targets hold probabilities (floating) rather than class indices (integer, boolean)."""
@@ -91,7 +93,7 @@ class Call:
         if not self._kind(y.dtype).startswith("uint"):  # type: ignore[union-attr]
             return signed
         # What does not fit came out negative: no class index, and no ignore_index either.
-        return self.xp.where(signed < 0, self.xp.full_like(signed, np.iinfo(np.int32).max), signed)
+        return self.xp.where(signed < 0, self.xp.full_like(signed, self.xp.iinfo(signed.dtype).min), signed)
 
     # Shapes.
 
@@ -124,21 +126,31 @@ class Call:
 
     # Values.
 
-    def valid(self, name: str, x: Array, bad: Array, expected: str) -> Array:
+    def valid(
+        self, name: str, x: Array, bad: Array, expected: str, *, axis: int | None = None, given: Any = None
+    ) -> Array:
         """``x`` where no value is ``bad``.
 
-        In host memory a bad value is an error. Where looking would stall a device or break a trace it becomes NaN in a
-        floating array; an integer array is returned as it is, and the primitive refuses the label.
+        In host memory a bad value is an error. Where looking would stall a device or break a trace it becomes NaN, and
+        so does its derivative, in a floating array; an integer array is returned as it is, and the primitive refuses
+        the label. With ``axis``, rows are items: it is where the last axis of ``x`` stood in the argument, and one bad
+        value is the whole row's. ``given`` is the argument itself, where ``x`` may show other numbers.
         """
+        xp = self.xp
         if self.library.memory(bad) == "host":
-            if bool(self.xp.any(bad)):
-                flat = self.xp.astype(self.xp.reshape(bad, (-1,)), self.xp.int32)
-                at = tuple(int(i) for i in np.unravel_index(int(self.xp.argmax(flat)), tuple(bad.shape)))
-                raise ValueError(f"{name} must be {expected}, got {_item(x[at])} at index {at}")
+            if bool(xp.any(bad)):
+                x, bad = (x, bad) if axis is None else (last_axis_to(self, x, axis), last_axis_to(self, bad, axis))
+                first = int(xp.argmax(xp.astype(xp.reshape(bad, (-1,)), xp.int32)))
+                at = tuple(int(i) for i in np.unravel_index(first, tuple(bad.shape)))
+                shown = x if given is None else np.asarray(given) if is_number_like(given) else given
+                raise ValueError(f"{name} must be {expected}, got {_item(shown[at])} at index {at}")
             return x
         if self._kind(x.dtype) not in FLOATS:
             return x
-        return self.xp.where(bad, self.xp.full_like(x, math.nan), x)
+        if axis is not None:
+            bad = xp.any(bad, axis=-1, keepdims=True)
+        one = xp.astype(xp.ones_like(bad), x.dtype)
+        return x * xp.where(bad, xp.full_like(one, math.nan), one)
 
     # Making and giving back.
 
@@ -168,6 +180,7 @@ class Call:
         return _kind(self.xp, dtype)
 
     def _floating(self, name: str, value: Any) -> Array:
+        _present(name, value)
         if is_number_like(value):
             numbers_ = _read(name, value)
             if numbers_.dtype.kind not in "fiu" or numbers_.dtype.itemsize > 8:
@@ -182,6 +195,7 @@ class Call:
         return x
 
     def _array(self, name: str, value: Any) -> Array:
+        _present(name, value)
         if is_number_like(value):
             read = _read(name, value)
             dtype = self.dtype if read.dtype.kind == "f" else None
@@ -210,10 +224,14 @@ def _common_library(arguments: dict[str, Any]) -> Library:
     for library in found:
         if all(other is library or library.adopts(other) for other in found):
             return library
-    (one, first), (two, second) = list(found.items())[:2]
+    (one, first), (two, second) = next(
+        pair
+        for pair in combinations(found.items(), 2)
+        if not (pair[0][0].adopts(pair[1][0]) or pair[1][0].adopts(pair[0][0]))
+    )
     raise TypeError(
-        f"{first} is an array of {one.name} and {second} one of {two.name}; convert one of them first, for example "
-        f"by {one.name}.asarray({second})"
+        f"{first} is an array of {one.name} and {second} one of {two.name}; convert one of them first, for example by "
+        f"{one.converter}({second if two.name == 'numpy' else f'numpy.asarray({second})'})"
     )
 
 
@@ -242,31 +260,51 @@ def _kind(xp: Any, dtype: Any) -> str | None:
             return name
     if dtype == xp.bool:
         return "bool"
-    for kind, group in (("int", "signed integer"), ("uint", "unsigned integer")):
-        if xp.isdtype(dtype, group):
-            return kind
+    try:
+        for kind, group in (("int", "signed integer"), ("uint", "unsigned integer")):
+            if xp.isdtype(dtype, group):
+                return kind
+    except TypeError:  # a dtype that the library itself does not know, such as an 8-bit float beside NumPy
+        pass
     return None
+
+
+def _present(name: str, value: Any) -> None:
+    if value is None:
+        raise TypeError(f"{name} must be an array, a number or a nested sequence of numbers, got None")
 
 
 def _read(name: str, value: Any) -> np.ndarray:
     """A number or a nested sequence of numbers, read by NumPy."""
-    leaf = value
-    while isinstance(leaf, (list, tuple)) and leaf:
-        leaf = leaf[0]
-    if isinstance(leaf, (int, float, complex, np.generic, list, tuple)):
-        try:
-            read = np.asarray(value)
-        except ValueError:
-            raise ValueError(f"{name} must be a rectangular nested sequence of numbers") from None
-        if read.dtype.kind in "biufc":
-            return read
-    raise TypeError(
-        f"{name} must be an array, a number or a nested sequence of numbers, not one of {type(leaf).__name__}"
-    )
+    _only_numbers(name, value)
+    try:
+        read = np.asarray(value)
+    except ValueError:
+        raise ValueError(f"{name} must be a rectangular nested sequence of numbers") from None
+    if read.dtype.kind not in "biufc":
+        raise TypeError(f"{name} must be an array, a number or a nested sequence of numbers, got {read.dtype}")
+    return read
+
+
+def _only_numbers(name: str, value: Any) -> None:
+    if isinstance(value, (list, tuple)):
+        for inner in value:
+            _only_numbers(name, inner)
+    elif not isinstance(value, (int, float, complex, np.generic)):
+        raise TypeError(
+            f"{name} must be an array, a number or a nested sequence of numbers, not a sequence of "
+            f"{type(value).__name__}"
+        )
 
 
 def _item(x: Any) -> str:
-    return str(x.item() if hasattr(x, "item") else x)
+    """A number for a message."""
+    if hasattr(x, "item"):
+        return str(x.item())
+    try:
+        return str(operator.index(x))
+    except TypeError:
+        return str(float(x))
 
 
 def _shape(shape: Sequence[int]) -> str:
@@ -289,7 +327,10 @@ def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf
     """A finite Python number in [low, high], or (low, high] with ``above``."""
     if isinstance(value, (bool, np.bool)) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a real number, got {type(value).__name__}")
-    x = float(value)
+    try:
+        x = float(value)
+    except OverflowError:
+        x = math.inf
     if not (math.isfinite(x) and (x > low if above else x >= low) and x <= high):
         bounds = [f"{'above' if above else 'at least'} {low:g}"] * (low > -math.inf) + [f"at most {high:g}"] * (
             high < math.inf
@@ -298,21 +339,26 @@ def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf
     return x
 
 
+def integer(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    return int(value)
+
+
 def choice(name: str, value: Any, options: Sequence[str]) -> str:
-    if value not in options:
+    if not isinstance(value, str) or value not in options:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
     return str(value)
 
 
 def axis_of(axis: Any, x: Array, name: str) -> int:
     """The class axis as a non-negative number."""
-    if isinstance(axis, bool) or not isinstance(axis, numbers.Integral):
-        raise TypeError(f"axis must be an integer, got {type(axis).__name__}")
-    if not -x.ndim <= axis < x.ndim:
-        raise ValueError(f"axis must be in [{-x.ndim}, {x.ndim}) for {name} of shape {_shape(x.shape)}, got {axis}")
-    if x.shape[int(axis)] == 0:
+    axis, ndim = integer("axis", axis), int(x.ndim)
+    if not -ndim <= axis < ndim:
+        raise ValueError(f"axis must be in [{-ndim}, {ndim}) for {name} of shape {_shape(x.shape)}, got {axis}")
+    if x.shape[axis] == 0:
         raise ValueError(f"{name} must have at least one class along axis {axis}, got shape {_shape(x.shape)}")
-    return int(axis) % int(x.ndim)
+    return int(axis % ndim)
 
 
 def to_last_axis(call: Call, x: Array, axis: int) -> Array:

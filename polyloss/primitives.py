@@ -11,12 +11,30 @@ weights, masks of items or reductions.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from polyloss.backends import Array, Library
+from polyloss.backends import Array, Gradients, Library, Residuals, Wanted
 
-__all__ = ["LseCrossEntropy", "Row", "SoftplusCrossEntropy", "minus_abs", "one_hot", "over_limit", "row"]
+__all__ = ["Formula", "LseCrossEntropy", "Row", "SoftplusCrossEntropy", "minus_abs", "one_hot", "over_limit", "row"]
+
+
+class Formula(ABC):
+    """A primitive whose forward pass is its plain formula, and that keeps no residuals."""
+
+    rows = False
+
+    @abstractmethod
+    def differentiable(self, library: Library, *arrays: Any) -> Array:
+        """The items; see `polyloss.backends.Primitive`."""
+
+    def forward(self, library: Library, *arrays: Array | None) -> tuple[Array, tuple[Array, ...]]:
+        return self.differentiable(library, *arrays), ()
+
+    @abstractmethod
+    def vjp(self, library: Library, cotangent: Array, wanted: Wanted, residuals: Residuals, *arrays: Any) -> Gradients:
+        """The gradients; see `polyloss.backends.Implementation`."""
 
 
 def minus_abs(library: Library, x: Array) -> Array:
@@ -31,7 +49,7 @@ def over_limit(library: Library, weight: Array, x: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class SoftplusCrossEntropy:
+class SoftplusCrossEntropy(Formula):
     """``a softplus(-x) + b softplus(x)`` per element, for logits x, targets t and positive weights p.
 
     With label smoothing e, ``a = p (t (1 - e) + e/2)`` and ``b = (1 - t)(1 - e) + e/2``. Smoothing belongs here because
@@ -39,8 +57,6 @@ class SoftplusCrossEntropy:
     """
 
     label_smoothing: float = 0.0
-
-    rows = False
 
     def _coefficients(self, library: Library, x: Array, t: Array | None, p: Array | None) -> tuple[Array, Array]:
         if t is None:
@@ -57,21 +73,16 @@ class SoftplusCrossEntropy:
         # c |x| + (a + b) log1p(exp(-|x|)): neither term is negative.
         return c * over_limit(library, c, -n) + (a + b) * xp.log1p(xp.exp(n))
 
-    def forward(
-        self, library: Library, x: Array, t: Array | None = None, p: Array | None = None
-    ) -> tuple[Array, tuple[Array, ...]]:
-        return self.differentiable(library, x, t, p), ()
-
     def vjp(
         self,
         library: Library,
         cotangent: Array,
-        wanted: tuple[bool, ...],
-        residuals: tuple[Array, ...] | None,
+        wanted: Wanted,
+        residuals: Residuals,
         x: Array,
         t: Array | None = None,
         p: Array | None = None,
-    ) -> tuple[Array | None, ...]:
+    ) -> Gradients:
         xp = library.xp
         a, b = self._coefficients(library, x, t, p)
         up = x >= 0
@@ -205,13 +216,13 @@ class LseCrossEntropy:
         self,
         library: Library,
         cotangent: Array,
-        wanted: tuple[bool, ...],
-        residuals: tuple[Array, ...] | None,
+        wanted: Wanted,
+        residuals: Residuals,
         x: Array,
         targets: Array,
         c: Array | None = None,
         mask: Array | None = None,
-    ) -> tuple[Array | None, ...]:
+    ) -> Gradients:
         xp = library.xp
         cotangent = xp.expand_dims(cotangent, axis=-1)
         t = self._targets(library, x, targets, mask)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from polyloss.backends import Array, Library
+from polyloss.backends import Array, Gradients, Library, Residuals, Wanted
 from polyloss.gradients import differentiable
 from polyloss.inputs import Call, number
-from polyloss.primitives import SoftplusCrossEntropy
+from polyloss.primitives import Formula, SoftplusCrossEntropy
 from polyloss.reduction import Loss, Reduction
 
 __all__ = ["bpr", "pairwise_hinge"]
@@ -165,27 +165,15 @@ class _Pairs:
 
 
 @dataclass(frozen=True)
-class Hinge:
+class Hinge(Formula):
     """``max(0, margin - x)`` per element; its derivative at the kink is 0."""
 
     margin: float = 1.0
-
-    rows = False
 
     def differentiable(self, library: Library, x: Array) -> Array:
         short = self.margin - x
         return library.xp.where(short <= 0, library.xp.zeros_like(short), short)
 
-    def forward(self, library: Library, x: Array) -> tuple[Array, tuple[Array, ...]]:
-        return self.differentiable(library, x), ()
-
-    def vjp(
-        self,
-        library: Library,
-        cotangent: Array,
-        wanted: tuple[bool, ...],
-        residuals: tuple[Array, ...] | None,
-        x: Array,
-    ) -> tuple[Array | None, ...]:
+    def vjp(self, library: Library, cotangent: Array, wanted: Wanted, residuals: Residuals, x: Array) -> Gradients:
         slope = library.xp.where(x == x, -library.xp.ones_like(x), x)
         return (cotangent * library.xp.where(self.margin - x <= 0, library.xp.zeros_like(x), slope),)

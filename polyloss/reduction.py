@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-
 from polyloss.backends import Array
 from polyloss.inputs import Call, choice
 

@@ -171,7 +171,8 @@ def softmax(x: Array, *, axis: int = -1, where: Array | None = None) -> Array:
     [0.88079708 0.11920292 0.        ]
     """
     call = Call(x=x, where=where)
-    through, around, axis = _rows(call, x, axis, where)
+    v, axis = _logits(call, x, axis, where)
+    through, around = _both_ways(call, v)
     p = call.xp.where(through.is_top, 1 / (1 + through.others), around.exps / (1 + around.others))
     return call.result("x", last_axis_to(call, p, axis))
 
@@ -205,7 +206,8 @@ def log_softmax(x: Array, *, axis: int = -1, where: Array | None = None) -> Arra
     [-4.00000000e+01 -4.24835426e-18]
     """
     call = Call(x=x, where=where)
-    through, around, axis = _rows(call, x, axis, where)
+    v, axis = _logits(call, x, axis, where)
+    through, around = _both_ways(call, v)
     xp = call.xp
     log_p = xp.where(through.is_top, -xp.log1p(through.others), -around.gap - xp.log1p(around.others))
     return call.result("x", last_axis_to(call, log_p, axis))
@@ -251,22 +253,28 @@ def logsumexp(x: Array, *, axis: int = -1, keepdims: bool = False, where: Array 
     1000.693147
     """
     call = Call(x=x, where=where)
-    through, around, axis = _rows(call, x, axis, where)
+    v, axis = _logits(call, x, axis, where)
     xp = call.xp
-    top = xp.where(through.top == math.inf, through.top, around.top)
-    lse = top + xp.log1p(around.others)
-    lse = xp.where(through.top == -math.inf, xp.full_like(lse, -math.inf), lse)
+    empty = xp.all(v == -math.inf, axis=-1, keepdims=True)
+    v = xp.where(empty, xp.zeros_like(v), v)  # the result alone would be too late for the derivative
+    through, around = _both_ways(call, v)
+    lse = xp.where(through.top == math.inf, through.top, around.top) + xp.log1p(around.others)
+    lse = xp.where(empty, xp.full_like(lse, -math.inf), lse)
     lse = last_axis_to(call, lse, axis) if keepdims else lse[..., 0]
     return call.result("x", lse)
 
 
-def _rows(call: Call, x: Array, axis: int, where: Array | None) -> tuple[Row, Row, int]:
-    """The rows twice, with their derivative at the top from either side; see `primitives.row`."""
+def _logits(call: Call, x: Array, axis: int, where: Array | None) -> tuple[Array, int]:
+    """The rows on the last axis, -inf where nothing is kept, and the axis where they were."""
     (v,) = call.floating(x=x)
-    axis = axis_of(axis, v, "x")
+    axis, shape = axis_of(axis, v, "x"), tuple(v.shape)
     v = to_last_axis(call, v, axis)
     if where is not None:
-        keep = call.boolean("where", where)
-        keep = to_last_axis(call, call.trailing("where", keep, tuple(x.shape), "x"), axis)
-        v = call.xp.where(keep, v, call.xp.full_like(v, -math.inf))
-    return row(call.library, v), row(call.library, v, constant_top=True), axis
+        keep = call.trailing("where", call.boolean("where", where), shape, "x")
+        v = call.xp.where(to_last_axis(call, keep, axis), v, call.xp.full_like(v, -math.inf))
+    return v, axis
+
+
+def _both_ways(call: Call, v: Array) -> tuple[Row, Row]:
+    """The rows twice, with their derivative at the top from either side; see `primitives.row`."""
+    return row(call.library, v), row(call.library, v, constant_top=True)

@@ -82,11 +82,14 @@ def test_a_run_prints_one_table_and_saves_one_picture(tmp_path: Path, capsys: py
     assert demo.run(["numpy"], picture, quick=True) == 0
     printed, errors = capsys.readouterr()
     assert errors == ""
+    lines = [line.strip() for line in printed.splitlines()]
     for task in QUICK:
-        (row,) = (line for line in printed.splitlines() if task.loss in line)
-        assert row.split()[: len(task.name.split())] == task.name.split()
-        assert task.metric in row
-        assert row.count("->") == 2
+        loss = next(i for i, line in enumerate(lines) if line == task.loss)
+        assert lines[loss - 1].startswith(task.name)
+        assert lines[loss - 1].count("->") == 2
+        assert lines[loss + 1] == task.metric
+    assert lines[-1] == f"training curves: {picture}"
+    assert max(map(len, printed.splitlines()[:-1])) <= 80
     assert "…" not in printed
     assert os.listdir(tmp_path) == ["curves.png"]
     pixels = image.imread(picture)

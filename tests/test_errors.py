@@ -2,7 +2,7 @@
 
 A row of a table is a name, a call that must fail, the exception, and what its message must contain. Rows of `SHAPES`
 and `VALUES` run in several libraries. An array that is not NumPy's is made when its test runs, so that a library that
-is not installed skips its own rows alone. Then: `INVALID` items where no value can be checked, and where they are masked.
+is not installed skips its own rows alone. `INVALID` holds items that go wrong where no value can be checked, or masked.
 """
 
 from __future__ import annotations

@@ -295,6 +295,9 @@ def test_log_losses_equal_that_of_scikit_learn(dtype: str) -> None:
         y, p = y % 2, draw.fractions((n,))
         theirs, ours = metrics.log_loss(y, p, sample_weight=w, labels=(0, 1)), polyloss.binary_log_loss
         agree(np.asarray(theirs, dtype), ours(p, y, weights=w, eps=eps), -math.log(eps), f"case {case}, 1-D")
+    sure = np.eye(2, dtype=dtype)  # eps from the clipping, too little to show among other items
+    assert polyloss.log_loss(sure, [0, 1], eps=eps) == pytest.approx(metrics.log_loss([0, 1], sure), rel=1e-6, abs=0)
+    assert polyloss.binary_log_loss(sure[0], [1, 0], eps=eps) == pytest.approx(eps, rel=1e-6, abs=0)
 
 
 # Faults of theirs.
@@ -370,6 +373,16 @@ def test_all_rows_ignored_is_nan_as_in_torch_with_gradient_0() -> None:
     assert torch.nn.functional.cross_entropy(x, y).isnan() and ours(x).isnan()
     for slope in (polyloss.grad(ours)(x), by_torch(ours, {"logits": x})[1][0]):
         assert slope.tolist() == [[0, 0], [0, 0]]
+
+
+def test_a_mean_of_weight_0_is_nan_as_in_torch_with_gradient_0_where_torch_has_nan() -> None:
+    (torch,) = modules("torch")
+    x, y, c = {"logits": torch.zeros(1, 2)}, torch.tensor([0]), torch.tensor([0.0, 1.0])
+    value, (theirs,) = by_torch(partial(torch.nn.functional.cross_entropy, target=y, weight=c), x)
+    ours = partial(polyloss.softmax_cross_entropy, targets=y, class_weights=c)
+    found, (slope,) = by_torch(ours, x)
+    assert value.isnan() and found.isnan() and theirs.isnan().all()
+    assert slope.tolist() == polyloss.grad(ours)(**x).tolist() == [[0, 0]]
 
 
 def test_minus_100_is_ignored_with_200_classes_where_optax_counts_it_from_the_end() -> None:

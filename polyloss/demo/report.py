@@ -14,7 +14,6 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from rich.text import Text
 
 from polyloss.demo.training import Outcome
 
@@ -56,15 +55,20 @@ def show(outcomes: Sequence[Sequence[Outcome]], left_out: Mapping[str, str]) -> 
         pad_edge=False,
         collapse_padding=True,
         title="polyloss demo: one training loop in every array library",
-        caption="A library differs by so much from NumPy: its most different final parameter. Time includes compiling.",
+        caption="Difference: the largest of a final parameter. Time includes compiling.",
     )
     table.add_column("task\nloss function\nheld-out metric", overflow="fold")
     table.add_column("\n\nlibrary")
-    for heading in ("training loss\nbefore\n-> after", "metric\nbefore\n-> after", "\ntime\n[s]", "differs\nby at\nmost"):
-        table.add_column(Text(heading), justify="right")
+    for heading in (
+        "training loss\nbefore\n-> after",
+        "metric\nbefore\n-> after",
+        "\ntime\nin s",
+        "differ-\nence to\nNumPy",
+    ):
+        table.add_column(heading, justify="right")
     for section in outcomes:
         task = section[0].task
-        labels = task.name, f"  {task.loss}", f"  {task.metric}"
+        labels = task.name, f" {task.loss}", f" {task.metric}"
         for label, outcome in itertools.zip_longest(labels, section):
             if outcome is None:
                 table.add_row(label)

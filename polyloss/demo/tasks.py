@@ -198,7 +198,7 @@ def _digit_halves() -> Task:
         batches=[{"x": upper[r], "y": lower[r]} for r in rows],
         rate=0.5,
         epochs=40,
-        metric=f"recall@1 (chance {1 / len(x_new):.3f})",
+        metric=f"recall@1, chance {1 / len(x_new):.3f}",
         score=score,
     )
 
