@@ -409,17 +409,19 @@ def _minus_log1m(library: Library, q: Array) -> Array:
     return xp.where(one, math.inf + _largest(library, q) * (q - 1), -library.log1p(-xp.where(one, xp.zeros_like(q), q)))
 
 
-def _inside(library: Library, p: Array, eps: float) -> Array:
-    """1 where p is not clipped, else 0. A factor, which unlike a selection lets NaN through."""
-    return library.xp.astype((p >= eps) & (p <= 1 - eps), p.dtype)
-
-
 def _clip(library: Library, p: Array, eps: float) -> Array:
     """p clipped to [eps, 1 - eps], with derivative 0 where it is."""
     if not eps:
         return p
-    inside = _inside(library, p, eps)
+    # A factor of 0, which unlike a selection lets a NaN derivative through.
+    inside = library.xp.astype((p >= eps) & (p <= 1 - eps), p.dtype)
     return inside * p + (1 - inside) * library.xp.clip(p, eps, 1 - eps)
+
+
+def _unless_clipped(library: Library, p: Array, eps: float, slope: Array) -> Array:
+    """The slope, or 0 where p is clipped; NaN stays. (XLA makes a selection of a factor that is 0 or 1.)"""
+    kept = (p >= eps) & (p <= 1 - eps) | (slope != slope)
+    return library.xp.where(kept, slope, library.xp.zeros_like(slope))
 
 
 def _largest(library: Library, x: Array) -> float:
@@ -454,7 +456,7 @@ class BinaryLogLoss(Formula):
         if wanted[0]:
             limit = xp.full_like(p, _largest(library, p))
             slope = xp.minimum((1 - t) / (1 - no), limit) - xp.minimum(t / yes, limit)
-            gp = cotangent * (slope * _inside(library, p, self.eps))
+            gp = cotangent * _unless_clipped(library, p, self.eps, slope)
         if wanted[1]:
             gt = cotangent * (_minus_log(library, yes) - _minus_log1m(library, no))
         return gp, gt
@@ -491,7 +493,7 @@ class RowLogLoss(Formula):
         gp = gt = None
         if wanted[0]:
             slope = -xp.minimum(t / q, xp.full_like(p, _largest(library, p)))
-            gp = cotangent * (slope * _inside(library, p, self.eps))
+            gp = cotangent * _unless_clipped(library, p, self.eps, slope)
         if wanted[1]:
             gt = cotangent * _minus_log(library, q)
         return gp, gt
