@@ -85,8 +85,8 @@ def _tangent(primitive: Implementation, arrays: tuple[Any, ...], tangents: tuple
     wanted = tuple(t is not None and not isinstance(t, SymbolicZero) for t in tangents)
     gradients = primitive.vjp(LIBRARY, jnp.ones_like(items), wanted, None, *arrays)
     tangent = jnp.zeros_like(items)
-    for gradient, t in zip(gradients, tangents):
-        if gradient is not None:
+    for gradient, t, asked in zip(gradients, tangents, wanted):
+        if asked:
             part = gradient * t
             tangent = tangent + (part if part.ndim == items.ndim else jnp.sum(part, axis=-1))
     return items, tangent

@@ -104,7 +104,8 @@ class _Rule(torch.autograd.Function):  # type: ignore[misc]
         if torch.is_grad_enabled():  # create_graph: the formula is differentiable, residuals and kernels are not
             implementation, residuals = primitive, None
         wanted = ctx.needs_input_grad[3:]
-        return None, None, None, *implementation.vjp(library, cotangents[0], wanted, residuals, *arrays)
+        gradients = implementation.vjp(library, cotangents[0], wanted, residuals, *arrays)
+        return None, None, None, *(g if asked else None for g, asked in zip(gradients, wanted))
 
 
 LIBRARY = Torch(array_api_compat.torch)

@@ -11,9 +11,10 @@ subtracts. A result may be off by ``6 + s + log2 K`` of them:
   the mean of these with the exponentials as weights. An entry of the gradient that *is* one of those exponentials
   (over the sum) is off by its own ``|x_k - x_max|``, where that is more: this corrects a bound that has the mean alone.
 
-Below the smallest normal number precision fades: each of the K terms is rounded to a multiple of the smallest subnormal
-number, and where a platform flushes subnormal numbers to zero (XLA) it may lose up to the smallest normal one. That much
-is allowed in absolute terms, K times, and times the weight (``pos_weight``, ``class_weights``) that it is multiplied by.
+Below the smallest normal number precision fades: each of the K terms is rounded to a multiple of the smallest
+subnormal number, and where a platform flushes subnormal numbers to zero (XLA) it may lose up to the smallest normal one.
+That much is allowed in absolute terms, K times, and times the weight (``pos_weight``, ``class_weights``) that multiplies
+it.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def _others(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def spread(x: np.ndarray) -> Any:
-    """s of each row: the mean distance of the others from the maximum, weighted by their probability."""
+    """S of each row: the mean distance of the others from the maximum, weighted by their probability."""
     gap, exps = _others(x)
     total = np.sum(exps, axis=-1)
     nearest = np.min(np.where(exps > 0, gap, np.inf), axis=-1, initial=np.inf)
@@ -86,6 +87,6 @@ def spread(x: np.ndarray) -> Any:
 
 
 def entry_spread(x: np.ndarray) -> Any:
-    """s of each entry of a row's gradient: the row's own, or the entry's distance from the maximum if that is more."""
+    """S of each entry of a row's gradient: the row's own, or the entry's distance from the maximum if that is more."""
     gap, _ = _others(x)
     return np.maximum(gap, spread(x)[..., None])

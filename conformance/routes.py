@@ -1,7 +1,7 @@
 """The ways to a value and its gradient: every array library, by the formula and by the library's own autodiff.
 
 A route takes a loss, its arguments as NumPy arrays, its options, and the position of the argument to differentiate in.
-It returns NumPy arrays: the items (``reduction="none"``) and the gradient of their sum. A library that is not installed has no routes.
+It returns NumPy arrays: the items (``reduction="none"``) and the gradient of their sum.
 """
 
 from __future__ import annotations
@@ -137,4 +137,4 @@ ROUTES: dict[str, tuple[str, Route]] = {
     "strict formula": ("array_api_strict", _formula("array_api_strict")),
     "dask formula": ("dask", _formula("dask")),
 }
-"""The library and the route, by name. `polyloss.value_and_grad` is a "formula"; the others are the library's autodiff."""
+"""The library and the route, by name. A "formula" is `polyloss.value_and_grad`; the others are the library's autodiff."""

@@ -1,11 +1,10 @@
-"""Every route to a value and a gradient stays within the budget, on the hard cases of `polyloss.conformance.accuracy`."""
+"""Every route to a value and a gradient stays within the budget, on the hard cases of `accuracy`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import pytest
-
 from polyloss.conformance.accuracy import cases, share, transform_shares
 from polyloss.conformance.routes import ROUTES, installed
 

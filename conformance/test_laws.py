@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-import polyloss
 from polyloss.conformance.losses import LOSSES, Row
 from polyloss.conformance.routes import from_numpy, installed, to_numpy
+
+import polyloss
 
 EXAMPLES = {"numpy": 30, "torch": 15, "array_api_strict": 8, "dask": 4, "jax": 3}  # by what one call costs
 RESOLUTION = {"float64": 1e-13, "float32": 4e-6}
@@ -103,7 +103,7 @@ def test_a_mask_equals_a_slice_whatever_lies_behind_it(name: str, library: str) 
 @every_library
 @every_loss
 def test_reductions_agree(name: str, library: str) -> None:
-    """sum of none = sum; mean = sum(w l) / sum(w); a denominator replaces sum(w)."""
+    """Sum of none = sum; mean = sum(w l) / sum(w); a denominator replaces sum(w)."""
     row = LOSSES[name]
 
     @examples(library)
@@ -413,10 +413,7 @@ def test_a_cotangent_of_zero_gives_a_gradient_of_exactly_zero(name: str) -> None
 def test_the_number_of_threads_changes_no_bit(name: str) -> None:
     torch = pytest.importorskip("torch")
     row = LOSSES[name]
-    if row.loss is polyloss.info_nce:
-        n = 64  # a matrix product of torch's own
-    else:
-        n = 70_000
+    n = 64 if row.loss is polyloss.info_nce else 70_000  # info_nce has a matrix product of torch's own
     arguments = row.arguments(7, n, "float32")
     threads = torch.get_num_threads()
     found = []

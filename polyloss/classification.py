@@ -327,7 +327,7 @@ def log_loss(
     Parameters
     ----------
     probabilities : array
-        Real floating, in [0, 1], the classes along ``axis``; each row sums to 1 (to 1e-3, or to the dtype's resolution).
+        Real floating, in [0, 1], the classes along ``axis``; each row sums to 1 (to 1e-3, or the dtype's resolution).
     targets : array
         Integer or boolean: class indices, the shape of ``probabilities`` without ``axis``. Floating: class
         probabilities in [0, 1], the shape of ``probabilities``.
@@ -410,7 +410,7 @@ def _minus_log1m(library: Library, q: Array) -> Array:
 
 
 def _clip(library: Library, p: Array, eps: float) -> Array:
-    """p clipped to [eps, 1 - eps], with derivative 0 where it is."""
+    """P clipped to [eps, 1 - eps], with derivative 0 where it is."""
     if not eps:
         return p
     # A factor of 0, which unlike a selection lets a NaN derivative through.

@@ -391,7 +391,6 @@ def _temperature(call: Call, temperature: Any) -> tuple[Any, Callable[[Array, Ar
         )
     t = call.real("temperature", temperature)
     t = call.valid("temperature", t, t <= 0, "positive")
-    xp = call.xp
 
     def pull(g: Array, scores: Array) -> Array:
         return -call.library.total(g * scores) / t

@@ -74,7 +74,7 @@ class Reduction:
         return self.call.xp.where(keep, x, self.call.xp.zeros_like(x))
 
     def of(self, items: Items, pull: Callable[..., dict[str, Array | None]], target: str | None = None) -> Loss:
-        """The loss. ``pull`` takes the gradients of the items' arrays to the parameters, ``target`` names the second."""
+        """The loss. ``pull`` takes the gradients of the arrays to the parameters; ``target`` names the second array."""
         return Loss(self, items, pull, target)
 
     def value(self, items: Array) -> Array:
