@@ -7,6 +7,7 @@ from typing import Any
 
 import array_api_compat.cupy
 import numpy as np
+
 from polyloss.backends import Array, Library
 
 __all__ = ["LIBRARY"]

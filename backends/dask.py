@@ -14,9 +14,9 @@ from typing import Any
 import array_api_compat.dask.array
 import dask.array as da
 import numpy as np
-from polyloss.backends import Array, Gradients, Implementation, Library, Primitive, Residuals, Wanted
 
 from polyloss import dispatch
+from polyloss.backends import Array, Gradients, Implementation, Library, Primitive, Residuals, Wanted
 
 __all__ = ["KERNELS", "LIBRARY"]
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
+
 from polyloss.backends import Array, Implementation, Library, Primitive
 
 __all__ = ["LIBRARY"]

@@ -6,6 +6,7 @@ from typing import Any
 
 import array_api_compat.numpy
 import numpy as np
+
 from polyloss.backends import Array, Library
 
 __all__ = ["LIBRARY"]
@@ -33,6 +34,9 @@ class NumPy(Library):
 
     def asarray(self, value: np.ndarray, dtype: Any, placed: dict[str, Any]) -> Array:
         return np.array(value, dtype=dtype)
+
+    def result(self, x: Array) -> Array:
+        return x[()] if np.ndim(x) == 0 else x  # a scalar, as from numpy.mean
 
     def sum(self, x: Array) -> Array:
         return np.sum(np.ascontiguousarray(x), axis=-1) if np.ndim(x) else x

@@ -14,8 +14,9 @@ from typing import Any
 import array_api_compat.torch
 import numpy as np
 import torch
-from polyloss.backends import Array, Implementation, Library, Primitive
 from torch.autograd import forward_ad
+
+from polyloss.backends import Array, Implementation, Library, Primitive
 
 __all__ = ["LIBRARY"]
 
@@ -56,6 +57,12 @@ class Torch(Library):
             return x
         blocks = x.expand(*x.shape[:-1], -(-n // BLOCK)).unsqueeze(-1)
         return blocks.expand(*blocks.shape[:-1], BLOCK).flatten(-2)[..., :n]
+
+    def matmul(self, a: Array, b: Array) -> Array:
+        with self.scope(a):
+            if _is_plain(a) and _is_plain(b) and torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
+                return _MatMul.apply(a, b)
+            return torch.matmul(a, b)
 
     def scope(self, x: Array) -> AbstractContextManager[Any]:
         # Autocast would run the matrix products of float32 embeddings in 16 bits.
@@ -106,6 +113,20 @@ class _Rule(torch.autograd.Function):  # type: ignore[misc]
         wanted = ctx.needs_input_grad[3:]
         gradients = implementation.vjp(library, cotangents[0], wanted, residuals, *arrays)
         return None, None, None, *(g if asked else None for g, asked in zip(gradients, wanted))
+
+
+class _MatMul(torch.autograd.Function):  # type: ignore[misc]
+    """A matrix product whose gradient autocast does not lower either, where it surrounds the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Any, b: Any) -> Any:
+        ctx.save_for_backward(a, b)
+        return torch.matmul(a, b)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        (g,), (a, b) = cotangents, ctx.saved_tensors
+        return LIBRARY.matmul(g, b.mT), LIBRARY.matmul(a.mT, g)
 
 
 LIBRARY = Torch(array_api_compat.torch)

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 from mpmath import mp
+
+import polyloss
 from polyloss.conformance import oracle
 from polyloss.conformance.budget import Exact, entry_spread, faded, spread, ulps
 from polyloss.conformance.routes import from_numpy, to_numpy, wide
-
-import polyloss
 
 __all__ = ["GAPS", "SIZES", "Case", "cases", "share", "transform_shares"]
 

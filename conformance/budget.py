@@ -12,9 +12,9 @@ subtracts. A result may be off by ``6 + s + log2 K`` of them:
   (over the sum) is off by its own ``|x_k - x_max|``, where that is more: this corrects a bound that has the mean alone.
 
 Below the smallest normal number precision fades: each of the K terms is rounded to a multiple of the smallest
-subnormal number, and where a platform flushes subnormal numbers to zero (XLA) it may lose up to the smallest normal one.
-That much is allowed in absolute terms, K times, and times the weight (``pos_weight``, ``class_weights``) that multiplies
-it.
+subnormal number, and where a platform flushes subnormal numbers to zero (XLA) it may lose up to the smallest normal
+one. That much is allowed in absolute terms, K times, and times the weight (``pos_weight``, ``class_weights``) that
+multiplies it.
 """
 
 from __future__ import annotations

@@ -137,4 +137,4 @@ ROUTES: dict[str, tuple[str, Route]] = {
     "strict formula": ("array_api_strict", _formula("array_api_strict")),
     "dask formula": ("dask", _formula("dask")),
 }
-"""The library and the route, by name. A "formula" is `polyloss.value_and_grad`; the others are the library's autodiff."""
+"""The library and the route, by name. A formula is `polyloss.value_and_grad`; the others are the library's autodiff."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+
 from polyloss.conformance.accuracy import cases, share, transform_shares
 from polyloss.conformance.routes import ROUTES, installed
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from polyloss.conformance.losses import LOSSES, Row
-from polyloss.conformance.routes import from_numpy, installed, to_numpy
 
 import polyloss
+from polyloss.conformance.losses import LOSSES, Row
+from polyloss.conformance.routes import from_numpy, installed, to_numpy
 
 EXAMPLES = {"numpy": 30, "torch": 15, "array_api_strict": 8, "dask": 4, "jax": 3}  # by what one call costs
 RESOLUTION = {"float64": 1e-13, "float32": 4e-6}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -83,7 +82,7 @@ def contrastive(
     _has_features("first", a)
     reduce = Reduction(call, a.shape[:-1], weights, where, reduction, denominator)
     s = _similar(call, similar, reduce)
-    d, to_difference = _norm(call, reduce.clean(a - b, rows=True))
+    d, to_difference = _norm(call, reduce.clean(a, rows=True) - reduce.clean(b, rows=True))
 
     def pull(gradient: Array, gs: Array | None) -> dict[str, Array | None]:
         g = to_difference(gradient)
@@ -178,7 +177,7 @@ class MarginDistance(Formula):
 
     def differentiable(self, library: Library, d: Array, s: Array) -> Array:
         near, short = self._parts(library, d, s)
-        return s * near**2 + (1 - s) * short**2
+        return (s * near) * near + ((1 - s) * short) * short  # 0 times a square that overflows would be NaN
 
     def vjp(
         self, library: Library, cotangent: Array, wanted: Wanted, residuals: Residuals, d: Array, s: Array
@@ -437,15 +436,17 @@ class _BothWays:
 def _scaled(call: Call, x: Array) -> tuple[Array, Array, Array, Array]:
     """``(zero, scale, y, root)``: over the last axis, ``x = scale y`` and ``||x|| = scale root``, but 0 where ``zero``.
 
-    The scale is the largest component, so that squares neither overflow nor vanish. It is a constant to autodiff, which
-    changes no derivative; at a zero vector everything is constant, so that the derivative there is 0.
+    The scale is the largest component, or nearly, so that squares neither overflow nor vanish. It is a constant to
+    autodiff, which changes no derivative; at a zero vector everything is constant, so that the derivative there is 0.
     """
     xp, library = call.xp, call.library
     reduced = xp.max if all(x.shape) else xp.sum  # no vectors, no maximum
     largest = library.stop_gradient(reduced(xp.abs(x), axis=-1, keepdims=True))
     one = xp.ones_like(largest)
     zero = largest == 0
-    scale = xp.where(zero | (largest == math.inf), one, largest)
+    # Its reciprocal, by which a compiler may multiply, must not be a subnormal number.
+    limit = float(xp.finfo(x.dtype).max) ** 0.75
+    scale = xp.where(zero, one, xp.minimum(largest, xp.full_like(largest, limit)))
     y = x / scale
     root = xp.sqrt(xp.where(zero, one, xp.expand_dims(library.sum(y * y), axis=-1)))
     return zero, scale, y, root

@@ -164,11 +164,11 @@ class Call:
         """A gradient in the dtype of its parameter; None where the parameter is no floating array in this call."""
         if gradient is None or name not in self._own:
             return None
-        return self.xp.astype(gradient, self._own[name], copy=False)
+        return self.result(name, gradient)
 
     def result(self, name: str, x: Array) -> Array:
         """A result in the dtype of that parameter."""
-        return self.xp.astype(x, self._own[name], copy=False)
+        return self.library.result(self.xp.astype(x, self._own[name], copy=False))
 
     def resolution(self, name: str) -> float:
         """The distance from 1 to the next number in the dtype of that parameter."""
@@ -196,6 +196,10 @@ class Call:
 
     def _array(self, name: str, value: Any) -> Array:
         _present(name, value)
+        if isinstance(value, (bool, int, float)) and abs(value) < 2**31:  # no NumPy, which a trace may not follow
+            xp, kind = self.xp, type(value)
+            dtype = xp.bool if kind is bool else self.library.index_dtype() if kind is int else self.dtype
+            return xp.full((), value, dtype=dtype, **self._placed)
         if is_number_like(value):
             read = _read(name, value)
             dtype = self.dtype if read.dtype.kind == "f" else None
@@ -331,7 +335,7 @@ def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf
         x = float(value)
     except OverflowError:
         x = math.inf
-    if not (math.isfinite(x) and (x > low if above else x >= low) and x <= high):
+    if not (-math.inf < x < math.inf and (x > low if above else x >= low) and x <= high):
         bounds = [f"{'above' if above else 'at least'} {low:g}"] * (low > -math.inf) + [f"at most {high:g}"] * (
             high < math.inf
         )
@@ -351,12 +355,12 @@ def choice(name: str, value: Any, options: Sequence[str]) -> str:
     return str(value)
 
 
-def axis_of(axis: Any, x: Array, name: str) -> int:
+def axis_of(axis: Any, x: Array, name: str, fewest: int = 1) -> int:
     """The class axis as a non-negative number."""
     axis, ndim = integer("axis", axis), int(x.ndim)
     if not -ndim <= axis < ndim:
         raise ValueError(f"axis must be in [{-ndim}, {ndim}) for {name} of shape {_shape(x.shape)}, got {axis}")
-    if x.shape[axis] == 0:
+    if x.shape[axis] < fewest:
         raise ValueError(f"{name} must have at least one class along axis {axis}, got shape {_shape(x.shape)}")
     return int(axis % ndim)
 

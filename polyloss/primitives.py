@@ -257,6 +257,6 @@ class LseCrossEntropy:
         top = xp.where(at_top > total / 2, rest - total * (r.others / norm), total / norm - at_top)
         slope = xp.where(r.is_top, top, total * (r.exps / norm) - q)
         if self.z_loss:
-            lse = r.top + xp.log1p(r.others)
-            slope = slope + 2 * self.z_loss * lse * (r.exps / norm)
+            p = r.exps / norm
+            slope = slope + 2 * self.z_loss * over_limit(library, p, r.top + xp.log1p(r.others)) * p
         return slope

@@ -75,8 +75,8 @@ def pairwise_hinge(
     )
     hinge = Hinge(number("margin", margin))
     pairs = _Pairs(call, positive_scores, negative_scores)
-    reduce = Reduction(call, pairs.lead.shape, weights, where, reduction, denominator)
-    return reduce.of(call.apply(hinge, reduce.clean(pairs.lead)), pairs.pull)
+    reduce = Reduction(call, pairs.shape, weights, where, reduction, denominator)
+    return reduce.of(call.apply(hinge, pairs.lead(reduce)), pairs.pull)
 
 
 @differentiable("positive_scores", "negative_scores")
@@ -136,8 +136,8 @@ def bpr(
         denominator=denominator,
     )
     pairs = _Pairs(call, positive_scores, negative_scores)
-    reduce = Reduction(call, pairs.lead.shape, weights, where, reduction, denominator)
-    return reduce.of(call.apply(SoftplusCrossEntropy(), reduce.clean(pairs.lead)), pairs.pull)
+    reduce = Reduction(call, pairs.shape, weights, where, reduction, denominator)
+    return reduce.of(call.apply(SoftplusCrossEntropy(), pairs.lead(reduce)), pairs.pull)
 
 
 class _Pairs:
@@ -153,9 +153,14 @@ class _Pairs:
                 f"negative_scores must have the shape of positive_scores, {expected}, or one more trailing axis, "
                 f"got {tuple(negative.shape)}"
             )
-        if self.many:
-            positive = call.xp.expand_dims(positive, axis=-1)
-        self.lead = positive - negative  # by how much the positive leads
+        self.positive = call.xp.expand_dims(positive, axis=-1) if self.many else positive
+        self.negative = negative
+        self.shape = tuple(negative.shape)
+
+    def lead(self, reduce: Reduction) -> Array:
+        """By how much the positive leads, 0 for a masked pair."""
+        positive = self.call.xp.broadcast_to(self.positive, self.shape) if self.many else self.positive
+        return reduce.clean(positive) - reduce.clean(self.negative)
 
     def pull(self, gradient: Array, *_: None) -> dict[str, Array | None]:
         return {
@@ -175,5 +180,4 @@ class Hinge(Formula):
         return library.xp.where(short <= 0, library.xp.zeros_like(short), short)
 
     def vjp(self, library: Library, cotangent: Array, wanted: Wanted, residuals: Residuals, x: Array) -> Gradients:
-        slope = library.xp.where(x == x, -library.xp.ones_like(x), x)
-        return (cotangent * library.xp.where(self.margin - x <= 0, library.xp.zeros_like(x), slope),)
+        return (library.xp.where(self.margin - x <= 0, library.xp.zeros_like(x), -cotangent),)

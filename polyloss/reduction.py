@@ -41,7 +41,7 @@ class Reduction:
             raise ValueError(f"denominator is for reduction='mean' alone, got reduction={reduction!r}")
         self.keep = None if where is None else call.leading("where", call.boolean("where", where), self.shape)
         self.weights = None if weights is None else call.leading("weights", call.real("weights", weights), self.shape)
-        self.denominator = None if denominator is None else self._scalar(denominator)
+        self.denominator: Array | int | None = None if denominator is None else self._scalar(denominator)
         self.mass: Array | None = None
         self.mass_pull: Callable[[Array], dict[str, Array | None]] | None = None
 
@@ -61,7 +61,8 @@ class Reduction:
         Where the mass depends on a parameter, the mean does so through its denominator as well; ``pull`` takes the
         gradient in the mass to that parameter.
         """
-        self.mass, self.mass_pull = mass, pull
+        self.mass = mass
+        self.mass_pull = pull if self.denominator is None else None
 
     def clean(self, x: Array, *, rows: bool = False) -> Array:
         """``x`` with 0 for the masked items, so that nothing of them reaches value or gradient.
@@ -78,6 +79,10 @@ class Reduction:
         return Loss(self, items, pull, target)
 
     def value(self, items: Array) -> Array:
+        """The items, weighted, masked and reduced."""
+        return self.call.library.result(self._value(items))
+
+    def _value(self, items: Array) -> Array:
         xp = self.call.xp
         items = self.clean(items)
         if self.weights is not None:
@@ -87,7 +92,7 @@ class Reduction:
         total = self.call.library.total(items)
         if self.kind == "sum":
             return total
-        denominator = self._denominator()
+        denominator = self._divisor()
         if isinstance(denominator, int):
             return total / denominator if denominator else total * math.nan
         some = denominator != 0
@@ -100,7 +105,7 @@ class Reduction:
         one = self.call.full((), 1.0)
         w = one if self.weights is None else self.weights
         if self.kind == "mean":
-            d = self._denominator()
+            d = self._divisor()
             d = self.call.full((), float(d)) if isinstance(d, int) else d
             w = xp.where(d != 0, w / xp.where(d != 0, d, one), xp.zeros_like(w))
         w = xp.broadcast_to(w, self.shape)
@@ -108,15 +113,19 @@ class Reduction:
 
     def mass_gradients(self, value: Array) -> dict[str, Array | None]:
         """The gradients by way of the denominator."""
-        if self.mass_pull is None or self.kind != "mean" or self.denominator is not None:
+        if self.mass_pull is None or self.kind != "mean":
             return {}
         c = self.cotangent()
         return self.mass_pull(self.call.xp.where(c == 0, c, -value * c))  # the mean of nothing is NaN
 
-    def _denominator(self) -> Array | int:
-        """The sum of the items' weights; the plain count where nothing weighs or masks."""
-        if self.denominator is not None:
-            return self.denominator
+    def _divisor(self) -> Array | int:
+        """What a mean divides by: the denominator, or the sum of the items' weights."""
+        if self.denominator is None:
+            self.denominator = self._total_weight()
+        return self.denominator
+
+    def _total_weight(self) -> Array | int:
+        """The sum of the items' weights; their plain count where nothing weighs or masks."""
         w = self.weights
         if self.mass is not None:
             w = self.mass if w is None else w * self.mass

@@ -209,7 +209,10 @@ def log_softmax(x: Array, *, axis: int = -1, where: Array | None = None) -> Arra
     v, axis = _logits(call, x, axis, where)
     through, around = _both_ways(call, v)
     xp = call.xp
-    log_p = xp.where(through.is_top, -xp.log1p(through.others), -around.gap - xp.log1p(around.others))
+    beyond = through.is_top | (through.top == math.inf)
+    log_p = xp.where(beyond, -through.gap - xp.log1p(through.others), -around.gap - xp.log1p(around.others))
+    if where is not None:
+        log_p = xp.where(v == -math.inf, xp.full_like(log_p, -math.inf), log_p)
     return call.result("x", last_axis_to(call, log_p, axis))
 
 
@@ -253,21 +256,24 @@ def logsumexp(x: Array, *, axis: int = -1, keepdims: bool = False, where: Array 
     1000.693147
     """
     call = Call(x=x, where=where)
-    v, axis = _logits(call, x, axis, where)
+    v, axis = _logits(call, x, axis, where, fewest=0)
     xp = call.xp
     empty = xp.all(v == -math.inf, axis=-1, keepdims=True)
     v = xp.where(empty, xp.zeros_like(v), v)  # the result alone would be too late for the derivative
-    through, around = _both_ways(call, v)
-    lse = xp.where(through.top == math.inf, through.top, around.top) + xp.log1p(around.others)
+    if v.shape[-1]:
+        through, around = _both_ways(call, v)
+        lse = xp.where(through.top == math.inf, through.top, around.top + xp.log1p(around.others))
+    else:
+        lse = xp.zeros_like(empty, dtype=v.dtype)
     lse = xp.where(empty, xp.full_like(lse, -math.inf), lse)
     lse = last_axis_to(call, lse, axis) if keepdims else lse[..., 0]
     return call.result("x", lse)
 
 
-def _logits(call: Call, x: Array, axis: int, where: Array | None) -> tuple[Array, int]:
+def _logits(call: Call, x: Array, axis: int, where: Array | None, fewest: int = 1) -> tuple[Array, int]:
     """The rows on the last axis, -inf where nothing is kept, and the axis where they were."""
     (v,) = call.floating(x=x)
-    axis, shape = axis_of(axis, v, "x"), tuple(v.shape)
+    axis, shape = axis_of(axis, v, "x", fewest), tuple(v.shape)
     v = to_last_axis(call, v, axis)
     if where is not None:
         keep = call.trailing("where", call.boolean("where", where), shape, "x")

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from polyloss.conformance.routes import from_numpy, installed, to_numpy
 
 import polyloss
 from polyloss import gradients
+from polyloss.conformance.routes import from_numpy, installed, to_numpy
 
 GUIDE = Path(__file__).parent.parent / "CONTRIBUTING.md"
 
