@@ -426,3 +426,40 @@ def test_the_number_of_threads_changes_no_bit(name: str) -> None:
         found.append([to_numpy(value), *(to_numpy(g) for g in gradients.values())])
     for one, two in zip(*found):
         np.testing.assert_array_equal(one, two)
+
+
+@every_library
+def test_one_item_alone_may_be_0d(library: str) -> None:
+    """The loss of an item is that of a batch of one."""
+    for name, row in LOSSES.items():
+        if row.loss is polyloss.info_nce or row.item_shape not in ((), (3,)) or "soft," in name:
+            continue
+        arguments = row.arguments(8, 1, "float32")
+        batch, slopes = value_and_gradients(row, library, arguments, reduction="sum")
+        alone = {key: x if key in row.shared else x[0] for key, x in arguments.items()}
+        if row.item_shape:  # pairs of an item and one of its labels or negatives
+            batch, slopes = value_and_gradients(row, library, alone, reduction="sum")
+            assert np.shape(to_numpy(batch)) == ()
+            continue
+        value, gradients = value_and_gradients(row, library, alone, reduction="sum")
+        assert_close(value, batch, "float32")
+        for key, gradient in gradients.items():
+            expected = to_numpy(slopes[key])
+            assert_close(gradient, expected if key in row.shared else expected[0], "float32")
+    for transform in (polyloss.sigmoid, polyloss.softplus, polyloss.log_sigmoid):
+        x = np.float32(0.5)
+        assert_close(transform(from_numpy(library, np.asarray(x))), transform(np.asarray([x]))[0], "float32")
+
+
+@every_library
+def test_one_query_alone_has_the_loss_of_a_batch_of_one(library: str) -> None:
+    rng = np.random.default_rng(9)
+    query, positive, negatives = (rng.standard_normal(shape).astype("f") for shape in ((4,), (4,), (3, 4)))
+    alone = {"queries": query, "positives": positive, "negatives": negatives}
+    batch = {"queries": query[None], "positives": positive[None], "negatives": negatives}
+    row = Row(polyloss.info_nce, lambda *_: {})
+    value, gradients = value_and_gradients(row, library, alone)
+    expected, slopes = value_and_gradients(row, library, batch)
+    assert_close(value, expected, "float32")
+    for key in alone:
+        assert_close(np.reshape(to_numpy(gradients[key]), slopes[key].shape), slopes[key], "float32")

@@ -1,0 +1,102 @@
+"""Kernels plug in by the memory of the arrays, rules by their library, and each may decline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import polyloss
+from polyloss import dispatch
+from polyloss.primitives import LseCrossEntropy
+
+
+class Counting:
+    """Kernels that take the row primitive for float32 and count what they are asked for."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def take(self, primitive: Any, library: Any, *arrays: Any) -> Any:
+        if not isinstance(primitive, LseCrossEntropy) or "float32" not in str(arrays[0].dtype):
+            return None
+        return CountingKernel(primitive, self.calls)
+
+
+class CountingKernel:
+    rows = True
+
+    def __init__(self, primitive: Any, calls: list[str]) -> None:
+        self.primitive, self.calls = primitive, calls
+
+    def forward(self, library: Any, *arrays: Any) -> Any:
+        self.calls.append("forward")
+        return self.primitive.forward(library, *arrays)
+
+    def vjp(self, library: Any, cotangent: Any, wanted: Any, residuals: Any, *arrays: Any) -> Any:
+        self.calls.append("vjp" if residuals is not None else "vjp without residuals")
+        return self.primitive.vjp(library, cotangent, wanted, residuals, *arrays)
+
+
+@pytest.fixture
+def counting(monkeypatch: pytest.MonkeyPatch) -> Counting:
+    kernels = Counting()
+    monkeypatch.setattr(dispatch, "kernels", lambda memory: kernels if memory == "host" else None)
+    return kernels
+
+
+X, Y = np.zeros((2, 3), np.float32), np.array([0, 2])
+
+
+def test_a_kernel_serves_value_and_gradient_on_numpy(counting: Counting) -> None:
+    polyloss.softmax_cross_entropy(X, Y)
+    assert counting.calls == ["forward"]
+    polyloss.value_and_grad(polyloss.softmax_cross_entropy)(X, Y)
+    assert counting.calls == ["forward", "forward", "vjp"]
+
+
+def test_the_same_kernel_serves_torch_and_the_formula_its_second_derivative(counting: Counting) -> None:
+    torch = pytest.importorskip("torch")
+    x = torch.tensor(X, requires_grad=True)
+    (gradient,) = torch.autograd.grad(polyloss.softmax_cross_entropy(x, torch.tensor(Y)), x, create_graph=True)
+    assert counting.calls == ["forward"]  # a kernel's vjp could not be differentiated
+    gradient.square().sum().backward()
+    assert x.grad is not None
+    counting.calls.clear()
+    polyloss.softmax_cross_entropy(x, torch.tensor(Y)).backward()
+    assert counting.calls == ["forward", "vjp"]
+
+
+def test_what_a_kernel_declines_takes_the_formula(counting: Counting) -> None:
+    polyloss.softmax_cross_entropy(X.astype(np.float64), Y)
+    polyloss.bpr(X, X)
+    assert counting.calls == []
+
+
+def test_dasks_blocks_ask_for_their_own_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    da = pytest.importorskip("dask.array")
+    kernels, real = Counting(), dispatch.kernels
+    monkeypatch.setattr(dispatch, "kernels", lambda memory: kernels if memory == "host" else real(memory))
+    loss = polyloss.softmax_cross_entropy(da.from_array(X, chunks=(1, 3)), da.from_array(Y, chunks=1))
+    assert kernels.calls == []
+    np.testing.assert_allclose(loss.compute(), np.log(3), rtol=1e-6)
+    assert kernels.calls == ["forward", "forward"]
+
+
+def test_a_subclass_is_known_by_its_base() -> None:
+    class Mine(np.ndarray):
+        pass
+
+    assert dispatch.library_of(np.zeros(2).view(Mine)) is dispatch.library_of(np.zeros(2))
+    torch = pytest.importorskip("torch")
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    assert dispatch.library_of(parameter) is dispatch.library_of(torch.zeros(2))
+    polyloss.bpr(parameter, torch.ones(2)).backward()
+    assert parameter.grad is not None
+
+
+def test_what_is_no_array_is_no_array() -> None:
+    for x in (np.dtype("f4"), object(), np.random.default_rng(0), "abc", {1: 2}):
+        with pytest.raises(TypeError):
+            dispatch.library_of(x)
