@@ -1,21 +1,17 @@
-"""Losses that place embeddings: similar ones together, dissimilar ones apart."""
+"""Losses of pairs of embeddings: similar ones together, dissimilar ones apart. `retrieval` has info_nce."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from polyloss.backends import Array, Gradients, Library, Residuals, Wanted
-from polyloss.dispatch import Application, is_number_like
 from polyloss.gradients import differentiable
-from polyloss.inputs import Call, choice, number, same_shape
-from polyloss.primitives import Formula, LseCrossEntropy, over_limit
+from polyloss.inputs import Call, number, same_shape
+from polyloss.primitives import Formula, over_limit
 from polyloss.reduction import Loss, Reduction
+from polyloss.vectors import has_features, norm
 
-__all__ = ["contrastive", "contrastive_from_distance", "info_nce"]
-
-SIMILARITIES = ("cosine", "dot")
+__all__ = ["contrastive", "contrastive_from_distance"]
 
 
 @differentiable("first", "second", "similar")
@@ -79,10 +75,10 @@ def contrastive(
     primitive = MarginDistance(number("margin", margin))
     a, b = call.floating(first=first, second=second)
     same_shape("second", b, "first", a)
-    _has_features("first", a)
+    has_features("first", a)
     reduce = Reduction(call, a.shape[:-1], weights, where, reduction, denominator)
     s = _similar(call, similar, reduce)
-    d, to_difference = _norm(call, reduce.clean(a, rows=True) - reduce.clean(b, rows=True))
+    d, to_difference = norm(call, reduce.clean(a, rows=True) - reduce.clean(b, rows=True))
 
     def pull(gradient: Array, gs: Array | None) -> dict[str, Array | None]:
         g = to_difference(gradient)
@@ -158,11 +154,6 @@ def _similar(call: Call, similar: Array, reduce: Reduction) -> Array:
     return call.unit_interval("similar", reduce.clean(s))
 
 
-def _has_features(name: str, x: Array) -> None:
-    if x.ndim == 0 or x.shape[-1] == 0:
-        raise ValueError(f"{name} must have at least one feature on its last axis, got shape {tuple(x.shape)}")
-
-
 @dataclass(frozen=True)
 class MarginDistance(Formula):
     """``s d^2 + (1 - s) max(0, margin - d)^2`` per pair, for distances d and similarity s in [0, 1]."""
@@ -186,287 +177,3 @@ class MarginDistance(Formula):
         gd = cotangent * 2 * (s * near - (1 - s) * short) if wanted[0] else None
         gs = cotangent * (near**2 - short**2) if wanted[1] else None
         return gd, gs
-
-
-@differentiable("queries", "positives", "negatives", "temperature")
-def info_nce(
-    queries: Array,
-    positives: Array,
-    negatives: Array | None = None,
-    *,
-    temperature: Array | float = 0.07,
-    similarity: str = "cosine",
-    in_batch: bool | None = None,
-    symmetric: bool = False,
-    candidate_mask: Array | None = None,
-    weights: Array | None = None,
-    where: Array | None = None,
-    reduction: str = "mean",
-    denominator: Array | float | None = None,
-) -> Loss:
-    """InfoNCE: find each query's positive among its candidates.
-
-    Per query, with s the similarities to its candidates divided by the temperature::
-
-        l = logsumexp(s) - s_positive
-
-    The candidates are its positive, the positives of the other rows when ``in_batch``, and ``negatives``. So it is
-    `softmax_cross_entropy` over similarities, and more negatives make it harder.
-
-    Parameters
-    ----------
-    queries, positives : array [N, D], or [D] for one query
-        Real floating embeddings of the same shape.
-    negatives : array, optional
-        [M, D] shared by all queries, or [N, M, D] for each its own.
-    temperature : float or 0-d array, default 0.07
-        Positive. Low values sharpen the softmax and weigh hard negatives more. An array is differentiable.
-    similarity : {"cosine", "dot"}, default "cosine"
-        A zero vector has cosine similarity 0, and gradient 0.
-    in_batch : bool, optional
-        Whether other rows' positives are candidates. Default: when there are no ``negatives``.
-    symmetric : bool, default False
-        Half the loss of finding the positive by the query plus half that of finding the query by the positive. In-batch
-        candidates alone.
-    candidate_mask : boolean array, optional
-        Broadcasts to [N, candidates]: the N positives when ``in_batch``, else the query's own; then the negatives.
-        False drops a false negative. A query's own positive is never dropped. With ``symmetric`` it drops the pair both
-        ways.
-    {reduce}
-
-    Returns
-    -------
-    array
-        0-d, or [N] with ``reduction="none"``.
-
-    Raises
-    ------
-    {raises}
-
-    Notes
-    -----
-    A row that ``where`` masks is no candidate of the others either, as if it were not there. It is differentiable in
-    the embeddings and in a ``temperature`` that is an array.
-
-    References
-    ----------
-    A. van den Oord, Y. Li, O. Vinyals, "Representation learning with contrastive predictive coding" (2018); M.
-    Henderson et al., "Efficient natural language response suggestion" (2017), for in-batch negatives; A. Radford et
-    al., "Learning transferable visual models from natural language supervision" (2021), for the symmetric form.
-
-    Examples
-    --------
-    >>> import numpy as np, polyloss
-    >>> queries = np.array([[1.0, 0.0], [0.0, 1.0]])
-    >>> print(polyloss.info_nce(queries, queries, temperature=0.5).round(6))
-    0.126928
-    """
-    call = Call(
-        queries=queries,
-        positives=positives,
-        negatives=negatives,
-        temperature=temperature,
-        candidate_mask=candidate_mask,
-        weights=weights,
-        where=where,
-        denominator=denominator,
-    )
-    choice("similarity", similarity, SIMILARITIES)
-    xp = call.xp
-    embeddings = {"queries": queries, "positives": positives} | ({} if negatives is None else {"negatives": negatives})
-    q, p, *explicit = call.floating(**embeddings)
-    n = explicit[0] if explicit else None
-    in_batch = _layout(q, p, n, in_batch, symmetric)
-    single = q.ndim == 1
-    if q.shape[0] == 0:  # no rows, and so no others: each would have its own positive alone
-        in_batch = symmetric = False
-    reduce = Reduction(call, q.shape[:-1], weights, where, reduction, denominator)
-    q, p = reduce.clean(q, rows=True), reduce.clean(p, rows=True)
-    if single:
-        q, p = xp.expand_dims(q, axis=0), xp.expand_dims(p, axis=0)
-    if n is not None and n.ndim == 3 and reduce.keep is not None:
-        n = xp.where(reduce.keep[:, None, None], n, xp.zeros_like(n))
-    similarities, to_embeddings = _similarities(call, q, p, n, in_batch, similarity)
-    t, to_temperature = _temperature(call, temperature)
-    scores = similarities / t
-    labels, mask = _candidates(call, scores, q.shape[0], in_batch, candidate_mask, reduce)
-    items: Any
-    if symmetric:
-        turned = None if mask is None else xp.matrix_transpose(mask)
-        items = _BothWays(
-            call.apply(LseCrossEntropy(), scores, labels, None, mask),
-            call.apply(LseCrossEntropy(), xp.matrix_transpose(scores), labels, None, turned),
-        )
-    elif single:
-        items = call.apply(LseCrossEntropy(), scores[0, :], labels[0], None, None if mask is None else mask[0, :])
-    else:
-        items = call.apply(LseCrossEntropy(), scores, labels, None, mask)
-
-    def pull(gradient: Array, *_: None) -> dict[str, Array | None]:
-        g = xp.expand_dims(gradient, axis=0) if single else gradient
-        found = to_embeddings(g / t)
-        if single:
-            found = {name: x[0, :] if name != "negatives" else x for name, x in found.items()}
-        return {**found, "temperature": to_temperature(g, scores)}
-
-    return reduce.of(items, pull)
-
-
-def _layout(q: Array, p: Array, n: Array | None, in_batch: bool | None, symmetric: bool) -> bool:
-    """Checks the shapes of the embeddings and says whether other rows' positives are candidates."""
-    if q.ndim not in (1, 2):
-        raise ValueError(f"queries must have shape [N, D], or [D] for one query, got {tuple(q.shape)}")
-    same_shape("positives", p, "queries", q)
-    _has_features("queries", q)
-    count, d = (1 if q.ndim == 1 else q.shape[0]), q.shape[-1]
-    own = q.ndim == 2 and n is not None and n.ndim == 3
-    if n is not None and (n.ndim != 2 + own or n.shape[-1] != d or (own and n.shape[0] != count)):
-        each = "" if q.ndim == 1 else f" or ({count}, M, {d}) for each query its own"
-        raise ValueError(f"negatives must have shape (M, {d}){each}, got {tuple(n.shape)}")
-    for name, flag in (("symmetric", symmetric), ("in_batch", in_batch)):
-        if not isinstance(flag, bool) and not (name == "in_batch" and flag is None):
-            raise TypeError(f"{name} must be True or False, got {flag!r}")
-    in_batch = n is None if in_batch is None else in_batch
-    if symmetric and (n is not None or not in_batch):
-        raise ValueError("symmetric=True takes in-batch candidates alone: no negatives, and in_batch not False")
-    candidates = (count if in_batch else 1) + (0 if n is None else n.shape[-2])
-    if candidates == 1:
-        raise ValueError(
-            "the only candidate of a query is its positive, so the loss is constant: "
-            "pass negatives, or several queries with in_batch=True"
-        )
-    return in_batch
-
-
-def _similarities(
-    call: Call, q: Array, p: Array, n: Array | None, in_batch: bool, similarity: str
-) -> tuple[Array, Callable[[Array], dict[str, Array]]]:
-    """Similarity of each query to its candidates [N, C], and its pullback to the embeddings."""
-    xp, library = call.xp, call.library
-    backs: list[Callable[[Array], Array]] = [lambda g: g] * 3
-    if similarity == "cosine":
-        q, backs[0] = _unit(call, q)
-        p, backs[1] = _unit(call, p)
-        if n is not None:
-            n, backs[2] = _unit(call, n)
-    parts = []
-    if in_batch:
-        parts.append(library.matmul(q, xp.matrix_transpose(p)))
-    else:
-        parts.append(xp.expand_dims(library.sum(q * p), axis=-1))
-    if n is not None and n.ndim == 2:
-        parts.append(library.matmul(q, xp.matrix_transpose(n)))
-    elif n is not None:
-        parts.append(library.matmul(n, xp.expand_dims(q, axis=-1))[..., 0])
-    width = parts[0].shape[-1]
-
-    def pull(g: Array) -> dict[str, Array]:
-        gp, gn = g[:, :width], g[:, width:]
-        if in_batch:
-            to_q, to_p = library.matmul(gp, p), library.matmul(xp.matrix_transpose(gp), q)
-        else:
-            to_q, to_p = gp * p, gp * q
-        found = {}
-        if n is not None and n.ndim == 2:
-            to_q = to_q + library.matmul(gn, n)
-            found["negatives"] = backs[2](library.matmul(xp.matrix_transpose(gn), q))
-        elif n is not None:
-            to_q = to_q + library.matmul(xp.expand_dims(gn, axis=-2), n)[:, 0, :]
-            found["negatives"] = backs[2](xp.expand_dims(gn, axis=-1) * xp.expand_dims(q, axis=-2))
-        return {"queries": backs[0](to_q), "positives": backs[1](to_p), **found}
-
-    return parts[0] if len(parts) == 1 else xp.concat(parts, axis=-1), pull
-
-
-def _temperature(call: Call, temperature: Any) -> tuple[Any, Callable[[Array, Array], Array | None]]:
-    """The temperature, and the pullback from the scores (similarity / temperature) to it."""
-    if is_number_like(temperature):
-        return number("temperature", temperature, 0, above=True), lambda g, scores: None
-    if not call.is_floating("temperature", temperature):
-        raise TypeError(f"temperature must be a positive number or a 0-d floating array, got {temperature.dtype}")
-    if temperature.ndim:
-        raise ValueError(
-            f"temperature must be a positive number or a 0-d floating array, got shape {tuple(temperature.shape)}"
-        )
-    t = call.real("temperature", temperature)
-    t = call.valid("temperature", t, t <= 0, "positive")
-
-    def pull(g: Array, scores: Array) -> Array:
-        return -call.library.total(g * scores) / t
-
-    return t, pull
-
-
-def _candidates(
-    call: Call, scores: Array, count: int, in_batch: bool, candidate_mask: Array | None, reduce: Reduction
-) -> tuple[Array, Array | None]:
-    """The column of each query's positive, and which candidates are kept [N, C] (None: all)."""
-    xp, library = call.xp, call.library
-    own = library.positions(scores[:, :count] if in_batch else scores[:, :1])
-    labels = own if in_batch else xp.broadcast_to(own, (count,))
-    column = library.positions(scores)
-    mask = None
-    if candidate_mask is not None:
-        mask = call.trailing("candidate_mask", call.boolean("candidate_mask", candidate_mask), scores.shape, "[N, C]")
-    if in_batch and reduce.keep is not None and reduce.keep.ndim:
-        # A masked row's positive is no candidate of the others, as if the row were not there.
-        others = xp.ones_like(column, dtype=xp.bool)
-        kept = xp.concat([reduce.keep, others[count:]], axis=0) if scores.shape[-1] > count else reduce.keep
-        kept = kept & xp.expand_dims(reduce.keep, axis=-1)
-        mask = kept if mask is None else mask & kept
-    return labels, None if mask is None else mask | (xp.expand_dims(labels, axis=-1) == column)
-
-
-@dataclass(frozen=True)
-class _BothWays:
-    """The mean of the rows' and the columns' losses."""
-
-    rows: Application
-    columns: Application
-
-    def value(self) -> Array:
-        return (self.rows.value() + self.columns.value()) / 2
-
-    def value_and_vjp(self, cotangent: Array, wanted: tuple[bool, ...]) -> tuple[Array, tuple[Array | None, ...]]:
-        row, (g, *_) = self.rows.value_and_vjp(cotangent / 2, wanted)
-        column, (h, *_) = self.columns.value_and_vjp(cotangent / 2, wanted)
-        return (row + column) / 2, (g + self.columns.library.xp.matrix_transpose(h),)
-
-
-def _scaled(call: Call, x: Array) -> tuple[Array, Array, Array, Array]:
-    """``(zero, scale, y, root)``: over the last axis, ``x = scale y`` and ``||x|| = scale root``, but 0 where ``zero``.
-
-    The scale is the largest component, or nearly, so that squares neither overflow nor vanish. It is a constant to
-    autodiff, which changes no derivative; at a zero vector everything is constant, so that the derivative there is 0.
-    """
-    xp, library = call.xp, call.library
-    reduced = xp.max if all(x.shape) else xp.sum  # no vectors, no maximum
-    largest = library.stop_gradient(reduced(xp.abs(x), axis=-1, keepdims=True))
-    one = xp.ones_like(largest)
-    zero = largest == 0
-    # Its reciprocal, by which a compiler may multiply, must not be a subnormal number.
-    limit = float(xp.finfo(x.dtype).max) ** 0.75
-    scale = xp.where(zero, one, xp.minimum(largest, xp.full_like(largest, limit)))
-    y = x / scale
-    root = xp.sqrt(xp.where(zero, one, xp.expand_dims(library.sum(y * y), axis=-1)))
-    return zero, scale, y, root
-
-
-def _norm(call: Call, x: Array) -> tuple[Array, Callable[[Array], Array]]:
-    """The Euclidean norm over the last axis, and its pullback, which is 0 at 0."""
-    zero, scale, y, root = _scaled(call, x)
-    norm = call.xp.where(zero, call.xp.zeros_like(root), scale * root)
-    return norm[..., 0], lambda gradient: call.xp.expand_dims(gradient, axis=-1) * (y / root)
-
-
-def _unit(call: Call, x: Array) -> tuple[Array, Callable[[Array], Array]]:
-    """``x / ||x||`` over the last axis, and its pullback; both 0 at a zero vector."""
-    xp = call.xp
-    zero, scale, y, root = _scaled(call, x)
-    unit = xp.where(zero, xp.zeros_like(y), y / root)
-
-    def pull(g: Array) -> Array:
-        along = xp.expand_dims(call.library.sum(g * unit), axis=-1)
-        return xp.where(zero, xp.zeros_like(g), (g - along * unit) / root / scale)
-
-    return unit, pull

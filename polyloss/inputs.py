@@ -259,8 +259,8 @@ def _placed(library: Library, arguments: dict[str, Any]) -> dict[str, Any]:
 def _kind(xp: Any, dtype: Any) -> str | None:
     """ "bool", "int", "uint", or the name of one of `FLOATS`; None for all other dtypes."""
     for name in FLOATS:
-        candidate = getattr(xp, name, None)
-        if (candidate is not None and dtype == candidate) or str(dtype) == name:
+        known = getattr(xp, name, None)
+        if dtype == known if known is not None else str(dtype) == name:  # NumPy has bfloat16 from another package
             return name
     if dtype == xp.bool:
         return "bool"

@@ -14,7 +14,7 @@ import pytest
 import polyloss
 
 ROOT = Path(__file__).parent.parent
-MODULES = ["classification", "contrastive", "gradients", "ranking", "transforms"]
+MODULES = ["classification", "contrastive", "evaluation", "gradients", "ranking", "retrieval", "transforms"]
 FUNCTIONS = [name for name in polyloss.__all__ if callable(getattr(polyloss, name))]
 
 
