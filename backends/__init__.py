@@ -114,6 +114,10 @@ class Library:
         """The keyword arguments that make a creation function place its result beside ``x``."""
         return {"device": array_api_compat.device(x)}
 
+    def moved(self, x: Array, placed: dict[str, Any]) -> Array:
+        """``x`` beside the others, where `device` lets it come from elsewhere."""
+        return x
+
     def memory(self, x: Array) -> str | None:
         """``"host"`` or ``"cuda"`` where the numbers can be reached now, or another key of the table of kernels.
 

@@ -26,6 +26,9 @@ class Dask(Library):
     def name(self) -> str:
         return "dask"
 
+    def refuse(self, x: Array) -> str | None:
+        return dispatch.library_of(x._meta).refuse(x._meta)
+
     def device(self, x: Array) -> Any:
         return None
 
@@ -62,42 +65,60 @@ class _BlockWise:
         return self.primitive.rows
 
     def forward(self, library: Library, *arrays: Any) -> tuple[Array, tuple[Array, ...]]:
-        def block(own: Library, implementation: Implementation, *blocks: Array | None) -> Array:
-            return implementation.forward(own, *blocks)[0]
-
-        return self._lazily(block, arrays[0].ndim - self.rows, arrays), ()
+        return self._lazily(_items, arrays[0].ndim - self.rows, arrays, len(arrays)), ()
 
     def vjp(self, library: Library, cotangent: Array, wanted: Wanted, residuals: Residuals, *arrays: Any) -> Gradients:
-        def gradient(i: int, x: Array) -> Array:
-            only_this = tuple(i == j for j in range(len(arrays)))
+        count = len(arrays)
 
-            def block(own: Library, implementation: Implementation, *blocks: Array | None) -> Array:
-                *parts, ct = blocks
-                return implementation.vjp(own, ct, only_this, None, *parts)[i]
+        def gradient(i: int) -> Array:
+            return self._lazily(_gradient_of(i, count), arrays[i].ndim, (*arrays, cotangent), count)
 
-            return self._lazily(block, x.ndim, (*arrays, cotangent))
+        return tuple(gradient(i) if w and x is not None else None for i, (w, x) in enumerate(zip(wanted, arrays)))
 
-        return tuple(gradient(i, x) if w and x is not None else None for i, (w, x) in enumerate(zip(wanted, arrays)))
+    def _lazily(self, block: Callable[..., Array], ndim: int, arrays: tuple[Any, ...], own: int) -> Array:
+        """``block(library, implementation, *blocks)``, block by block; the result has ``ndim`` axes.
 
-    def _lazily(self, block: Callable[..., Array], ndim: int, arrays: tuple[Any, ...]) -> Array:
-        """``block(library, implementation, *blocks)``, block by block; the result has ``ndim`` axes."""
+        The first ``own`` arrays are the primitive's.
+        """
         items = arrays[0].ndim - self.rows
         given = [i for i, x in enumerate(arrays) if x is not None]
         operands: list[Any] = []
         for i in given:
             x = arrays[i]
             operands += [x.rechunk({items: -1}) if x.ndim > items else x, tuple(range(x.ndim))]
-
-        def task(*blocks: Array) -> Array:
-            own = dispatch.library_of(blocks[0])
-            parts: list[Array | None] = [None] * len(arrays)
-            for i, part in zip(given, blocks):
-                parts[i] = part
-            with own.scope(parts[0]):
-                return block(own, dispatch.implementation(self.primitive, own, *parts[: len(arrays)]), *parts)
-
         meta = np.empty((0,) * ndim, dtype=arrays[0].dtype)
-        return da.blockwise(task, tuple(range(ndim)), *operands, dtype=arrays[0].dtype, meta=meta, concatenate=True)
+        task = _task(self.primitive, block, given, len(arrays), own)
+        return da.blockwise(task, tuple(range(ndim)), *operands, dtype=meta.dtype, meta=meta, concatenate=True)
+
+
+def _items(library: Library, implementation: Implementation, *blocks: Array | None) -> Array:
+    return implementation.forward(library, *blocks)[0]
+
+
+def _gradient_of(i: int, count: int) -> Callable[..., Array]:
+    only_this = tuple(i == j for j in range(count))
+
+    def block(library: Library, implementation: Implementation, *blocks: Array | None) -> Array:
+        *arrays, cotangent = blocks
+        return implementation.vjp(library, cotangent, only_this, None, *arrays)[i]
+
+    return block
+
+
+def _task(
+    primitive: Primitive, block: Callable[..., Array], given: list[int], count: int, own: int
+) -> Callable[..., Array]:
+    """What runs on the blocks. It travels to the workers, and holds no array."""
+
+    def task(*blocks: Array) -> Array:
+        library = dispatch.library_of(blocks[0])
+        parts: list[Array | None] = [None] * count
+        for i, part in zip(given, blocks):
+            parts[i] = part
+        with library.scope(parts[0]):
+            return block(library, dispatch.implementation(primitive, library, *parts[:own]), *parts)
+
+    return task
 
 
 class _Kernels:

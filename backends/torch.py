@@ -30,6 +30,9 @@ class Torch(Library):
     def placed(self, x: Array) -> dict[str, Any]:
         return {"device": x.device}
 
+    def moved(self, x: Array, placed: dict[str, Any]) -> Array:
+        return x.to(placed["device"]) if x.ndim == 0 else x
+
     def memory(self, x: Array) -> str | None:
         if not _is_plain(x):
             return None
@@ -40,6 +43,11 @@ class Torch(Library):
 
     def asarray(self, value: np.ndarray, dtype: Any, placed: dict[str, Any]) -> Array:
         return torch.tensor(value.tolist(), dtype=dtype, **placed)
+
+    def positions(self, x: Array) -> Array:
+        if type(x) is torch.Tensor or type(x) is torch.nn.Parameter:
+            return super().positions(x)
+        return torch.ones_like(x, dtype=torch.int64).cumsum(-1) - 1  # of the subclass, which would not mix with others
 
     def sum(self, x: Array) -> Array:
         # torch.sum over many elements gives other bits with other numbers of threads; halving does not. A compiler
@@ -107,7 +115,8 @@ class _Rule(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> Any:
         library, primitive, implementation = ctx.rule
-        arrays, residuals = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        saved = ctx.saved_tensors  # once: checkpointing and saved-tensor hooks unpack at every access
+        arrays, residuals = saved[: ctx.count], saved[ctx.count :]
         if torch.is_grad_enabled():  # create_graph: the formula is differentiable, residuals and kernels are not
             implementation, residuals = primitive, None
         wanted = ctx.needs_input_grad[3:]
@@ -125,8 +134,8 @@ class _MatMul(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> Any:
-        (g,), (a, b) = cotangents, ctx.saved_tensors
-        return LIBRARY.matmul(g, b.mT), LIBRARY.matmul(a.mT, g)
+        (g,), (a, b), wanted = cotangents, ctx.saved_tensors, ctx.needs_input_grad
+        return LIBRARY.matmul(g, b.mT) if wanted[0] else None, LIBRARY.matmul(a.mT, g) if wanted[1] else None
 
 
 LIBRARY = Torch(array_api_compat.torch)

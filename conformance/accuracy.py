@@ -19,7 +19,7 @@ from polyloss.conformance import oracle
 from polyloss.conformance.budget import Exact, entry_spread, faded, spread, ulps
 from polyloss.conformance.routes import from_numpy, to_numpy, wide
 
-__all__ = ["GAPS", "SIZES", "Case", "cases", "share", "transform_shares"]
+__all__ = ["GAPS", "SIZES", "Case", "cases", "jacobian_shares", "share", "transform_shares"]
 
 GAPS = (0.0, 1e-3, 0.5, 3.0, 10.0, 20.0, 40.0, 60.0, 80.0, 100.0)
 SIZES = (1, 2, 3, 10, 33, 1000, 128_000)
@@ -298,7 +298,48 @@ def _table() -> Iterator[tuple[str, Callable[[], Case]]]:
 cases: dict[str, Callable[[], Case]] = dict(_table())
 
 
-# Transforms: values, and the derivative where the oracle has one.
+# Transforms.
+
+
+def jacobian_shares(library: str, dtype: str) -> dict[str, float]:
+    """The largest share of its budget that an entry of a transform's Jacobian has used, by the library's autodiff.
+
+    An entry is a product of two probabilities, or a probability: each factor has the budget of an entry.
+    """
+    used = {}
+    floor = faded(np.dtype(dtype), library)
+    with wide(library, dtype):
+        x = _signed_gaps(dtype)
+        for name in ("sigmoid", "softplus", "log_sigmoid"):
+            got = _pulled(library, getattr(polyloss, name), x, np.ones_like(x))
+            exact = Exact([oracle.FORMULAS[name][1](v) for v in x.tolist()])
+            used[name] = float(np.max(ulps(got, exact, floor=2 * floor))) / 12
+        rows, _ = _rows(10, dtype)
+        budget = 2 * (6 + entry_spread(rows) + np.log2(10))
+        exact = Exact([oracle.FORMULAS["logsumexp"][1](row) for row in _plain(rows)])
+        got = _pulled(library, polyloss.logsumexp, rows, np.ones(len(rows), dtype))
+        used["logsumexp"] = float(np.max(ulps(got, exact, floor=10 * floor) / budget))
+        for name in ("softmax", "log_softmax"):
+            slopes = Exact([oracle.FORMULAS[name][1](row) for row in _plain(rows)])
+            for i in range(10):  # the i-th row of every Jacobian
+                cotangent = np.zeros_like(rows)
+                cotangent[:, i] = 1
+                got = _pulled(library, getattr(polyloss, name), rows, cotangent)
+                own = 2 * (6 + np.maximum(entry_spread(rows), entry_spread(rows)[:, i : i + 1]) + np.log2(10))
+                error = ulps(got, slopes.at(i), floor=10 * floor) / own
+                used[name] = max(used.get(name, 0.0), float(np.max(error)))
+    return used
+
+
+def _pulled(library: str, function: Callable[..., Any], x: np.ndarray, cotangent: np.ndarray) -> np.ndarray:
+    given, ct = from_numpy(library, x), from_numpy(library, cotangent)
+    if library == "torch":
+        given.requires_grad_()
+        function(given).backward(ct)
+        return to_numpy(given.grad)
+    import jax
+
+    return to_numpy(jax.vjp(function, given)[1](ct)[0])
 
 
 def transform_shares(library: str, dtype: str) -> dict[str, float]:

@@ -46,6 +46,12 @@ class Exact:
         other.low = np.moveaxis(self.low, source, destination)
         return other
 
+    def at(self, i: int) -> Exact:
+        """The i-th along the second axis."""
+        other = object.__new__(Exact)
+        other.high, other.low = self.high[:, i], self.low[:, i]
+        return other
+
     def __abs__(self) -> np.ndarray:
         return np.abs(self.high)
 

@@ -67,6 +67,11 @@ def _masked_classes(rng: np.random.Generator, n: int) -> Arguments:
     return {"class_mask": np.broadcast_to(np.array([True, True, True, False]), (n, 4)).copy()}
 
 
+def _soft_masked(rng: np.random.Generator, n: int, magnitude: float) -> Arguments:
+    found = _softmax(soft=True, extra=_weighted_classes)(rng, n, magnitude) | _masked_classes(rng, n)
+    return found | {"targets": found["targets"] * found["class_mask"]}
+
+
 def _weighted_classes(rng: np.random.Generator, n: int) -> Arguments:
     return {"class_weights": rng.random(4) + 0.5}
 
@@ -151,6 +156,13 @@ LOSSES: dict[str, Row] = {
         lambda rng, n, m: _softmax(extra=_masked_classes)(rng, n, m) | {"targets": rng.integers(3, size=n)},
         {"label_smoothing": 0.1},
         {"targets": -1},
+    ),
+    "softmax_cross_entropy, soft, class mask": Row(
+        polyloss.softmax_cross_entropy,
+        _soft_masked,
+        {"label_smoothing": 0.1},
+        {"targets": 99.0},
+        frozenset({"class_weights"}),
     ),
     "pairwise_hinge": Row(polyloss.pairwise_hinge, _scores(many=False)),
     "pairwise_hinge, many": Row(polyloss.pairwise_hinge, _scores(many=True), {"margin": 0.5}, item_shape=(3,)),

@@ -57,7 +57,8 @@ def wide(library: str, dtype: str) -> Iterator[None]:
     if library == "jax" and dtype == "float64":
         import jax
 
-        with jax.enable_x64(True):
+        enable = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64  # before 0.8
+        with enable(True):
             yield
     else:
         yield

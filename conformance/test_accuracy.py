@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from polyloss.conformance.accuracy import cases, share, transform_shares
+from polyloss.conformance.accuracy import cases, jacobian_shares, share, transform_shares
 from polyloss.conformance.routes import ROUTES, installed
 
 COMPILED = ("-10-", "-1000-", "-128000-")  # torch.compile takes seconds a shape: not every size
@@ -30,4 +30,12 @@ def test_values_and_gradients_are_within_the_budget(name: str, record_property: 
 @pytest.mark.parametrize("library", installed())
 def test_transforms_are_within_the_budget(library: str, dtype: str) -> None:
     used = transform_shares(library, dtype)
+    assert all(part <= 1 for part in used.values()), used
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("library", ["torch", "jax"])
+def test_every_entry_of_a_transforms_jacobian_is_within_the_budget(library: str, dtype: str) -> None:
+    pytest.importorskip(library)
+    used = jacobian_shares(library, dtype)
     assert all(part <= 1 for part in used.values()), used

@@ -187,6 +187,8 @@ def softmax_cross_entropy(
             _target_weight(call, t, c),
             lambda g: {"targets": last_axis_to(call, call.xp.expand_dims(g, axis=-1) * c, axis)},
         )
+    if mask is not None and reduce.keep is not None:  # a masked row keeps every class, so that its numbers are harmless
+        mask = mask | ~call.xp.expand_dims(reduce.keep, axis=-1)
     items = call.apply(primitive, reduce.clean(to_last_axis(call, x, axis), rows=True), t, c, mask)
 
     def pull(gx: Array, gt: Array | None, gc: Array | None, _: None) -> dict[str, Array | None]:

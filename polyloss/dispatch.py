@@ -74,6 +74,7 @@ def kernels(memory: str | None) -> Kernels | None:
 
 
 _BY_TYPE: dict[type, Library] = {}
+_BY_NAMESPACE: dict[Any, Library] = {}
 
 
 def is_number_like(x: Any) -> bool:
@@ -99,7 +100,8 @@ def _find(x: Any) -> Library:
                 loaded: Library = point.load()
                 return loaded
         if hasattr(x, "__array_namespace__"):
-            return Library(x.__array_namespace__())
+            namespace = x.__array_namespace__()
+            return _BY_NAMESPACE.setdefault(namespace, Library(namespace))
     raise TypeError(f"not an array: {type(x).__module__}.{type(x).__qualname__}")
 
 

@@ -18,7 +18,7 @@ from polyloss.version import __version__
 
 __all__ = ["Path", "paths", "report"]
 
-NAMESPACES = {"jax": "jax.numpy", "dask": "dask.array"}  # where the functions are, if not in the library's top module
+NAMESPACES = {"jax": "jax.numpy", "dask": "array_api_compat.dask.array"}
 PRIMITIVES: dict[str, Any] = {
     "softplus cross-entropy": SoftplusCrossEntropy(),
     "log-sum-exp cross-entropy": LseCrossEntropy(),
@@ -38,37 +38,48 @@ class Path:
 
 
 def paths() -> Iterator[Path]:
-    """One `Path` for each array library that polyloss knows, and for each of its devices."""
-    third = [point.name for point in entry_points(group="polyloss.backends")]
-    for name in (*LIBRARIES, *third):
+    """One `Path` for each array library that polyloss knows, or finds by an entry point, and each of its devices."""
+    points = {point.name: point for point in entry_points(group="polyloss.backends")}
+    for name in (*LIBRARIES, *points):
         if find_spec(name) is None:
             yield Path(name, "", "", "", {}, "not installed")
             continue
         try:
-            xp: Any = importlib.import_module(NAMESPACES.get(name, name))
+            xp: Any = points[name].load().xp if name in points else importlib.import_module(_namespace(name))
             devices = _devices(xp)
-        except Exception as error:  # a broken installation or a missing driver is what this report is for
-            yield Path(name, _version(name), "", "", {}, f"not usable: {type(error).__name__}: {error}")
+        except Exception as error:
+            yield _unusable(name, error)
             continue
         for device in devices:
-            yield _path(name, xp, device)
+            try:
+                yield _path(name, xp, device)
+            except Exception as error:
+                yield _unusable(name, error, device)
+
+
+def _namespace(name: str) -> str:
+    return NAMESPACES.get(name, f"array_api_compat.{name}")
+
+
+def _unusable(name: str, error: Exception, device: Any = None) -> Path:
+    """A broken installation or a missing driver is what this report is for."""
+    reason = f"not usable: {type(error).__name__}: {error}"
+    return Path(name, _version(name), "" if device is None else str(device), "", {}, reason)
 
 
 def _devices(xp: Any) -> list[Any]:
     inspect = getattr(xp, "__array_namespace_info__", None)
     if inspect is None:
-        compat = "array_api_compat." + ("dask.array" if xp.__name__ == "dask.array" else xp.__name__)
-        inspect = getattr(importlib.import_module(compat), "__array_namespace_info__", None)
-    if inspect is None:
         return [None]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of the names of its own devices
-        # torch's "meta" device holds no numbers.
-        return [d for d in inspect().devices() if d is not None and str(d) != "meta"]
+        # torch's "meta" device holds no numbers, and Dask's arrays are in no one place.
+        found = [d for d in inspect().devices() if d is not None and str(d) not in ("meta", "DASK_DEVICE")]
+    return found or [None]
 
 
 def _path(name: str, xp: Any, device: Any) -> Path:
-    on = {} if device is None or name == "dask" else {"device": device}
+    on = {} if device is None or str(device) == "cpu" else {"device": device}
     x = xp.ones((2, 2), dtype=xp.float32, **on)
     library = library_of(x)
     memory = library.memory(x)
@@ -76,7 +87,7 @@ def _path(name: str, xp: Any, device: Any) -> Path:
     for title, primitive in PRIMITIVES.items():
         chosen = implementation(primitive, library, x, x)
         taken[title] = "generic" if chosen is primitive else type(chosen).__module__
-    if name == "dask":
+    if memory == "dask":
         reason = "each block of items asks again, by its own library"
     elif kernels(memory) is None:
         reason = f"there are no kernels for {memory} memory in this version" if memory else "its memory is not known"

@@ -74,7 +74,7 @@ def value_and_grad(loss: Callable[..., Array], wrt: str | tuple[str, ...] | None
     >>> print(f"{value:.6f}", gradient.round(6))
     0.410038 [-0.059601 -0.25    ]
     """
-    formula, parameters = _formula(loss)
+    formula, parameters, given, preset = _formula(loss)
     if not (wrt is None or isinstance(wrt, str) or (isinstance(wrt, (tuple, list)) and len(wrt))):
         raise TypeError(f"wrt must be the name of a parameter or a tuple of names, got {wrt!r}")
     names = (parameters[0],) if wrt is None else (wrt,) if isinstance(wrt, str) else tuple(wrt)
@@ -83,16 +83,17 @@ def value_and_grad(loss: Callable[..., Array], wrt: str | tuple[str, ...] | None
             raise ValueError(f"wrt must name parameters among {_quoted(parameters)}, got {name!r}")
 
     def compute(*args: Any, **kwargs: Any) -> tuple[Array, Any]:
+        args, kwargs = given + args, preset | kwargs
         with dispatch.scope(*args, *kwargs.values()):
             detached = [dispatch.detached(x) for x in args]
             loss = formula(*detached, **{name: dispatch.detached(x) for name, x in kwargs.items()})
-            value, gradients = loss.value_and_gradients(names)
-        for name in names:
-            if name not in gradients:
-                raise ValueError(
-                    f"wrt: {name!r} is not a floating array in this call; differentiable here: {_quoted(gradients)}"
-                )
-        found = tuple(gradients[name] for name in names)
+            for name in names:
+                if name not in loss.floating:
+                    raise ValueError(
+                        f"wrt: {name!r} is not a floating array in this call; "
+                        f"differentiable here: {_quoted(n for n in parameters if n in loss.floating)}"
+                    )
+            value, found = loss.value_and_gradients(names)
         return value, found[0] if wrt is None or isinstance(wrt, str) else found
 
     return compute
@@ -132,19 +133,18 @@ def grad(loss: Callable[..., Array], wrt: str | tuple[str, ...] | None = None) -
     return compute
 
 
-def _formula(loss: Callable[..., Array]) -> tuple[Callable[..., Loss], tuple[str, ...]]:
-    """The formula behind a public loss, or behind a partial application of one."""
-    base, given = loss, []
-    while isinstance(base, functools.partial):
-        given.append(base)
-        base = base.func
+def _formula(
+    loss: Callable[..., Array],
+) -> tuple[Callable[..., Loss], tuple[str, ...], tuple[Any, ...], dict[str, Any]]:
+    """The formula behind a public loss and its differentiable parameters, and what a partial application has given."""
+    if isinstance(loss, functools.partial):
+        formula, parameters, given, preset = _formula(loss.func)
+        return formula, parameters, given + loss.args, preset | loss.keywords
     try:
-        formula, parameters = _FORMULAS[base]
+        formula, parameters = _FORMULAS[loss]
     except (KeyError, TypeError):
         raise TypeError(f"loss must be a loss of polyloss or a functools.partial of one, got {loss!r}") from None
-    for partial in reversed(given):
-        formula = functools.partial(formula, *partial.args, **partial.keywords)
-    return formula, parameters
+    return formula, parameters, (), {}
 
 
 def _quoted(names: Any) -> str:

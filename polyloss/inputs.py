@@ -50,6 +50,13 @@ class Call:
 
     def real(self, name: str, value: Any) -> Array:
         """An argument of any real dtype, in the dtype of the computation."""
+        if foreign := self._foreign(name, value):  # as numbers: the library's integers may be narrower
+            read = foreign[0]
+            if read.dtype.kind == "c" or read.dtype.itemsize > 8:
+                raise TypeError(f"{name} must be boolean, integer or real floating of 16 to 64 bits, got {read.dtype}")
+            if read.dtype.kind == "f":
+                self._own[name] = self.dtype
+            return self.library.asarray(read.astype(np.float64), self.dtype, self._placed)
         x = self._array(name, value)
         kind = self._kind(x.dtype)
         if kind is None:
@@ -101,7 +108,7 @@ class Call:
         """``x`` broadcast to the loss's shape: axis by axis, or with fewer axes from the left, never from the right."""
         given = tuple(x.shape)
         aligned = given + (1,) * (len(shape) - len(given)) if given else ()
-        if given and (len(given) > len(shape) or any(a != 1 and _differ((a,), (b,)) for a, b in zip(given, shape))):
+        if given and (len(given) > len(shape) or any(a not in (1, b) for a, b in zip(given, shape))):
             raise ValueError(
                 f"{name} must be 0-d, or have the loss's shape {_shape(shape)} (size 1 broadcasts), "
                 f"or that of its leading axes, got {_shape(given)}"
@@ -111,7 +118,7 @@ class Call:
     def trailing(self, name: str, x: Array, shape: tuple[int, ...], of: str) -> Array:
         """``x`` broadcast from the right to ``shape``, which it must not enlarge."""
         given = tuple(x.shape)
-        if len(given) > len(shape) or any(a != 1 and _differ((a,), (b,)) for a, b in zip(given[::-1], shape[::-1])):
+        if len(given) > len(shape) or any(a not in (1, b) for a, b in zip(given[::-1], shape[::-1])):
             raise ValueError(f"{name} must broadcast to the shape of {of}, {_shape(shape)}, got {_shape(given)}")
         return self._broadcast(x, shape)
 
@@ -160,11 +167,10 @@ class Call:
     def full(self, shape: tuple[int, ...], value: float) -> Array:
         return self.xp.full(shape, value, dtype=self.dtype, **self._placed)
 
-    def own(self, name: str, gradient: Array | None) -> Array | None:
-        """A gradient in the dtype of its parameter; None where the parameter is no floating array in this call."""
-        if gradient is None or name not in self._own:
-            return None
-        return self.result(name, gradient)
+    @property
+    def floating_names(self) -> frozenset[str]:
+        """The arguments that are floating arrays."""
+        return frozenset(self._own)
 
     def result(self, name: str, x: Array) -> Array:
         """A result in the dtype of that parameter."""
@@ -196,17 +202,24 @@ class Call:
 
     def _array(self, name: str, value: Any) -> Array:
         _present(name, value)
-        if isinstance(value, (bool, int, float)) and abs(value) < 2**31:  # no NumPy, which a trace may not follow
+        if foreign := self._foreign(name, value):
+            read = foreign[0]
+            dtype = self.dtype if is_number_like(value) and read.dtype.kind == "f" else None
+            return self.library.asarray(read, dtype, self._placed)
+        if isinstance(value, (bool, int, float)):  # without NumPy, which a trace may not follow
             xp, kind = self.xp, type(value)
             dtype = xp.bool if kind is bool else self.library.index_dtype() if kind is int else self.dtype
             return xp.full((), value, dtype=dtype, **self._placed)
+        return self.library.moved(value, self._placed)
+
+    def _foreign(self, name: str, value: Any) -> tuple[np.ndarray] | None:
+        """What NumPy reads: sequences, NumPy's scalars, large integers, and arrays that this library adopts."""
+        _present(name, value)
+        if (type(value) in (bool, int, float) and abs(value) < 2**31) or isinstance(value, float):
+            return None
         if is_number_like(value):
-            read = _read(name, value)
-            dtype = self.dtype if read.dtype.kind == "f" else None
-            return self.library.asarray(read, dtype, self._placed)
-        if library_of(value) is not self.library:  # adopted
-            return self.library.asarray(np.asarray(value), None, self._placed)
-        return value
+            return (_read(name, value),)
+        return None if library_of(value) is self.library else (np.asarray(value),)
 
 
 def _common_library(arguments: dict[str, Any]) -> Library:
@@ -222,6 +235,11 @@ def _common_library(arguments: dict[str, Any]) -> Library:
             ) from None
         if reason := library.refuse(value):
             raise TypeError(f"{name} is {reason}")
+        if any(n is None or n != n for n in value.shape):
+            raise ValueError(
+                f"{name} has a size that is not known yet, {tuple(value.shape)}; have it computed first "
+                "(in Dask by compute_chunk_sizes())"
+            )
         found.setdefault(library, name)
     if not found:
         return library_of(np.empty(0))
@@ -316,10 +334,7 @@ def _shape(shape: Sequence[int]) -> str:
 
 
 def _differ(one: Sequence[Any], two: Sequence[Any]) -> bool:
-    """Whether two shapes differ for certain; an unknown size (None, or NaN in Dask) fits every size."""
-    return len(one) != len(two) or any(
-        a != b and not (a is None or b is None or a != a or b != b) for a, b in zip(one, two)
-    )
+    return tuple(one) != tuple(two)
 
 
 def same_shape(name: str, x: Array, of_name: str, of: Array) -> None:

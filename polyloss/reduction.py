@@ -74,7 +74,7 @@ class Reduction:
         keep = self.call.xp.expand_dims(self.keep, axis=-1) if rows else self.keep
         return self.call.xp.where(keep, x, self.call.xp.zeros_like(x))
 
-    def of(self, items: Items, pull: Callable[..., dict[str, Array | None]], target: str | None = None) -> Loss:
+    def of(self, items: Items, pull: Callable[..., dict[str, Any]], target: str | None = None) -> Loss:
         """The loss. ``pull`` takes the gradients of the arrays to the parameters; ``target`` names the second array."""
         return Loss(self, items, pull, target)
 
@@ -129,7 +129,7 @@ class Reduction:
         w = self.weights
         if self.mass is not None:
             w = self.mass if w is None else w * self.mass
-        if w is None and self.keep is None and all(isinstance(n, int) for n in self.shape):
+        if w is None and self.keep is None:
             return math.prod(self.shape)
         if w is None:
             w = self.call.xp.broadcast_to(self.call.full((), 1.0), self.shape)
@@ -142,21 +142,30 @@ class Loss:
 
     reduction: Reduction
     items: Items
-    pull: Callable[..., dict[str, Array | None]]
+    pull: Callable[..., dict[str, Any]]
     target: str | None
 
     def value(self) -> Array:
         return self.reduction.value(self.items.value())
 
-    def value_and_gradients(self, wrt: tuple[str, ...]) -> tuple[Array, dict[str, Array]]:
-        """The value, and the gradients in all parameters of this call that are floating arrays."""
+    @property
+    def floating(self) -> frozenset[str]:
+        """The parameters that are floating arrays in this call."""
+        return self.reduction.call.floating_names
+
+    def value_and_gradients(self, wrt: tuple[str, ...]) -> tuple[Array, tuple[Array, ...]]:
+        """The value, and the gradients in these parameters."""
         wanted = (True, self.target in wrt)
         items, gradients = self.items.value_and_vjp(self.reduction.cotangent(), wanted)
-        call = self.reduction.call
         value = self.reduction.value(items)
-        found = self.pull(*gradients)
-        for name, g in self.reduction.mass_gradients(value).items():
-            if (direct := found.get(name)) is not None:
-                found[name] = direct + g
-        owned = {name: call.own(name, g) for name, g in found.items()}
-        return value, {name: g for name, g in owned.items() if g is not None}
+        pulled = self.pull(*gradients)
+        through_mass = self.reduction.mass_gradients(value)
+        found = []
+        for name in wrt:
+            gradient = pulled[name]
+            if callable(gradient):  # not computed for those who do not ask
+                gradient = gradient()
+            if name in through_mass:
+                gradient = gradient + through_mass[name]
+            found.append(self.reduction.call.result(name, gradient))
+        return value, tuple(found)

@@ -133,12 +133,13 @@ def info_nce(
     else:
         items = call.apply(LseCrossEntropy(), scores, labels, None, mask)
 
-    def pull(gradient: Array, *_: None) -> dict[str, Array | None]:
+    def pull(gradient: Array, *_: None) -> dict[str, Callable[[], Array]]:
         g = xp.expand_dims(gradient, axis=0) if single else gradient
-        found = to_embeddings(g / t)
+        pulled = to_embeddings(g / t)
         if single:
-            found = {name: x[0, :] if name != "negatives" else x for name, x in found.items()}
-        return {**found, "temperature": to_temperature(g, scores)}
+            of_queries, of_positives = pulled["queries"], pulled["positives"]
+            pulled |= {"queries": lambda: of_queries()[0, :], "positives": lambda: of_positives()[0, :]}
+        return {**pulled, "temperature": lambda: to_temperature(g, scores)}
 
     return reduce.of(items, pull)
 
@@ -171,7 +172,7 @@ def _layout(q: Array, p: Array, n: Array | None, in_batch: bool | None, symmetri
 
 def _similarities(
     call: Call, q: Array, p: Array, n: Array | None, in_batch: bool, similarity: str
-) -> tuple[Array, Callable[[Array], dict[str, Array]]]:
+) -> tuple[Array, Callable[[Array], dict[str, Callable[[], Array]]]]:
     """Similarity of each query to its candidates [N, C], and its pullback to the embeddings."""
     xp, library = call.xp, call.library
     backs: list[Callable[[Array], Array]] = [lambda g: g] * 3
@@ -191,28 +192,37 @@ def _similarities(
         parts.append(library.matmul(n, xp.expand_dims(q, axis=-1))[..., 0])
     width = parts[0].shape[-1]
 
-    def pull(g: Array) -> dict[str, Array]:
-        gp, gn = g[:, :width], g[:, width:]
-        if in_batch:
-            to_q, to_p = library.matmul(gp, p), library.matmul(xp.matrix_transpose(gp), q)
-        else:
-            to_q, to_p = gp * p, gp * q
-        found = {}
+    def to_queries(gp: Array, gn: Array) -> Array:
+        g = library.matmul(gp, p) if in_batch else gp * p
         if n is not None and n.ndim == 2:
-            to_q = to_q + library.matmul(gn, n)
-            found["negatives"] = backs[2](library.matmul(xp.matrix_transpose(gn), q))
+            g = g + library.matmul(gn, n)
         elif n is not None:
-            to_q = to_q + library.matmul(xp.expand_dims(gn, axis=-2), n)[:, 0, :]
-            found["negatives"] = backs[2](xp.expand_dims(gn, axis=-1) * xp.expand_dims(q, axis=-2))
-        return {"queries": backs[0](to_q), "positives": backs[1](to_p), **found}
+            g = g + library.matmul(xp.expand_dims(gn, axis=-2), n)[:, 0, :]
+        return backs[0](g)
+
+    def to_positives(gp: Array) -> Array:
+        return backs[1](library.matmul(xp.matrix_transpose(gp), q) if in_batch else gp * q)
+
+    def to_negatives(gn: Array) -> Array:
+        if n.ndim == 2:  # type: ignore[union-attr]
+            return backs[2](library.matmul(xp.matrix_transpose(gn), q))
+        return backs[2](xp.expand_dims(gn, axis=-1) * xp.expand_dims(q, axis=-2))
+
+    def pull(g: Array) -> dict[str, Callable[[], Array]]:
+        gp, gn = g[:, :width], g[:, width:]
+        return {
+            "queries": lambda: to_queries(gp, gn),
+            "positives": lambda: to_positives(gp),
+            "negatives": lambda: to_negatives(gn),
+        }
 
     return parts[0] if len(parts) == 1 else xp.concat(parts, axis=-1), pull
 
 
-def _temperature(call: Call, temperature: Any) -> tuple[Any, Callable[[Array, Array], Array | None]]:
+def _temperature(call: Call, temperature: Any) -> tuple[Any, Callable[[Array, Array], Array]]:
     """The temperature, and the pullback from the scores (similarity / temperature) to it."""
     if is_number_like(temperature):
-        return number("temperature", temperature, 0, above=True), lambda g, scores: None
+        return number("temperature", temperature, 0, above=True), lambda g, scores: g
     if not call.is_floating("temperature", temperature):
         raise TypeError(f"temperature must be a positive number or a 0-d floating array, got {temperature.dtype}")
     if temperature.ndim:

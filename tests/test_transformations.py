@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import pickle
 import subprocess
 import sys
 from typing import Any
@@ -157,3 +159,112 @@ def test_dask_computes_nothing_before_it_is_asked() -> None:
         )
         np.testing.assert_allclose(value.compute(), expected)
         np.testing.assert_allclose(gradient.compute(), slope)
+
+
+@every_loss
+def test_torch_checkpointing_and_saved_tensor_hooks(name: str) -> None:
+    """Each saved tensor is unpacked once, which checkpointing insists on."""
+    torch = pytest.importorskip("torch")
+    from torch.utils.checkpoint import checkpoint
+
+    loss, x = call_in("torch", LOSSES[name])
+    one, two = x.clone().requires_grad_(), x.clone().requires_grad_()
+    checkpoint(loss, one, use_reentrant=False).backward()
+    with torch.autograd.graph.save_on_cpu():
+        value = loss(two)
+    value.backward(retain_graph=True)
+    torch.testing.assert_close(one.grad, two.grad)
+    value.backward()
+    torch.testing.assert_close(two.grad, 2 * one.grad)
+
+
+def test_a_frozen_memory_bank_costs_no_gradient() -> None:
+    torch = pytest.importorskip("torch")
+    q = torch.randn(3, 4, requires_grad=True)
+    loss = polyloss.info_nce(q, torch.randn(3, 4), torch.randn(5, 4))
+    loss.backward()
+    assert q.grad is not None
+
+
+def test_a_partial_loss_is_the_loss_and_is_detached() -> None:
+    torch = pytest.importorskip("torch")
+    q, p = torch.randn(3, 4), torch.randn(3, 4)
+    t = torch.tensor(0.5, requires_grad=True)
+    outer = functools.partial(functools.partial(polyloss.info_nce, temperature=t), similarity="dot")
+    value, gradient = polyloss.value_and_grad(outer)(q, p)
+    expected, slope = polyloss.value_and_grad(polyloss.info_nce)(q, p, temperature=0.5, similarity="dot")
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(gradient, slope)
+    assert not value.requires_grad
+    assert not gradient.requires_grad
+    pickled = pickle.loads(pickle.dumps(functools.partial(polyloss.bpr, reduction="sum")))
+    assert pickled(q, p) == polyloss.bpr(q, p, reduction="sum")
+
+
+def test_a_0d_tensor_on_the_host_may_stand_beside_those_on_a_device() -> None:
+    torch = pytest.importorskip("torch")
+    x = torch.zeros(3, 2, device="meta")
+    for options in ({"weights": torch.tensor(2.0)}, {"where": torch.tensor(True)}, {"denominator": torch.tensor(3.0)}):
+        assert polyloss.bpr(x, x, **options).device.type == "meta"
+
+
+def test_a_tensor_subclass_keeps_its_class_through_a_row_loss() -> None:
+    """DTensor: what is made beside it must be of its kind."""
+    torch = pytest.importorskip("torch")
+    distributed = pytest.importorskip("torch.distributed")
+    if not distributed.is_available():
+        pytest.skip("torch was built without distributed")
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        logits, labels = torch.randn(4, 3), torch.tensor([0, 2, 1, 1])
+        x = distribute_tensor(logits, mesh, [Shard(0)]).requires_grad_()
+        loss = polyloss.softmax_cross_entropy(x, distribute_tensor(labels, mesh, [Shard(0)]), reduction="sum")
+        assert type(loss) is type(x)
+        loss.backward()
+        expected = polyloss.grad(polyloss.softmax_cross_entropy)(logits, labels, reduction="sum")
+        torch.testing.assert_close(x.grad.full_tensor(), expected)
+    finally:
+        distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch", "jax", "dask"])
+def test_a_large_count_is_a_number_and_not_an_index(library: str) -> None:
+    """JAX's integers have 32 bits, its floats do not care."""
+    pytest.importorskip(library)
+    x, t = (from_numpy(library, np.ones(4, np.float32)) for _ in range(2))
+    for count in (5_000_000_000, 5e9, np.int64(5_000_000_000)):
+        value = polyloss.sigmoid_cross_entropy(x, t, denominator=count)
+        np.testing.assert_allclose(float(value), 4 * np.log1p(np.exp(-1)) / 5e9, rtol=1e-6)
+        value = polyloss.sigmoid_cross_entropy(x, t, weights=count)
+        np.testing.assert_allclose(float(value), np.log1p(np.exp(-1)), rtol=1e-6)
+
+
+def test_a_dask_task_carries_no_data() -> None:
+    da = pytest.importorskip("dask.array")
+    cloudpickle = pytest.importorskip("cloudpickle")
+    from polyloss.backends import dask as own
+
+    x, y = da.zeros((1000, 50), chunks=(100, 50)), da.zeros(1000, chunks=100, dtype=int)
+    seen = []
+    original = own.da.blockwise
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            own.da, "blockwise", lambda task, *rest, **kw: (seen.append(task), original(task, *rest, **kw))[1]
+        )
+        polyloss.value_and_grad(polyloss.softmax_cross_entropy)(x, y)
+    assert len(seen) == 2
+    assert all(len(cloudpickle.dumps(task)) < 20_000 for task in seen)
+
+
+def test_what_dask_cannot_take_is_an_error() -> None:
+    da = pytest.importorskip("dask.array")
+    masked = da.ma.masked_array([1.0, 2.0, 100.0], mask=[0, 0, 1])
+    with pytest.raises(TypeError, match=r"logits is a numpy\.ma array"):
+        polyloss.sigmoid_cross_entropy(masked, da.ones(3))
+    x = da.from_array(np.arange(6.0))
+    with pytest.raises(ValueError, match=r"logits has a size that is not known yet.*compute_chunk_sizes"):
+        polyloss.sigmoid_cross_entropy(x[x > 2], x[x > 2] * 0)
