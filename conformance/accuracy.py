@@ -328,6 +328,13 @@ def jacobian_shares(library: str, dtype: str) -> dict[str, float]:
                 own = 2 * (6 + np.maximum(entry_spread(rows), entry_spread(rows)[:, i : i + 1]) + np.log2(10))
                 error = ulps(got, slopes.at(i), floor=10 * floor) / own
                 used[name] = max(used.get(name, 0.0), float(np.max(error)))
+        # A flat row of many classes: at the top, -p is small and must not be formed as (1 - p) - 1.
+        flat = (np.random.default_rng(12).standard_normal((1, 1000)) / 100).astype(dtype)
+        cotangent, lowest = np.zeros_like(flat), int(np.argmin(flat))
+        cotangent[0, lowest] = 1
+        exact = Exact([[(k == lowest) - p for k, p in enumerate(oracle.softmax(_plain(flat)[0]))]])
+        got = _pulled(library, polyloss.log_softmax, flat, cotangent)
+        used["log_softmax of many"] = float(np.max(ulps(got, exact) / (6 + entry_spread(flat) + np.log2(1000))))
     return used
 
 
