@@ -50,8 +50,7 @@ class Call:
 
     def real(self, name: str, value: Any) -> Array:
         """An argument of any real dtype, in the dtype of the computation."""
-        if foreign := self._foreign(name, value):  # as numbers: the library's integers may be narrower
-            read = foreign[0]
+        if (read := self._foreign(name, value)) is not None:  # as numbers: the library's integers may be narrower
             if read.dtype.kind == "c" or read.dtype.itemsize > 8:
                 raise TypeError(f"{name} must be boolean, integer or real floating of 16 to 64 bits, got {read.dtype}")
             if read.dtype.kind == "f":
@@ -201,9 +200,7 @@ class Call:
         return x
 
     def _array(self, name: str, value: Any) -> Array:
-        _present(name, value)
-        if foreign := self._foreign(name, value):
-            read = foreign[0]
+        if (read := self._foreign(name, value)) is not None:
             dtype = self.dtype if is_number_like(value) and read.dtype.kind == "f" else None
             return self.library.asarray(read, dtype, self._placed)
         if isinstance(value, (bool, int, float)):  # without NumPy, which a trace may not follow
@@ -212,14 +209,14 @@ class Call:
             return xp.full((), value, dtype=dtype, **self._placed)
         return self.library.moved(value, self._placed)
 
-    def _foreign(self, name: str, value: Any) -> tuple[np.ndarray] | None:
+    def _foreign(self, name: str, value: Any) -> np.ndarray | None:
         """What NumPy reads: sequences, NumPy's scalars, large integers, and arrays that this library adopts."""
         _present(name, value)
         if (type(value) in (bool, int, float) and abs(value) < 2**31) or isinstance(value, float):
             return None
         if is_number_like(value):
-            return (_read(name, value),)
-        return None if library_of(value) is self.library else (np.asarray(value),)
+            return _read(name, value)
+        return None if library_of(value) is self.library else np.asarray(value)
 
 
 def _common_library(arguments: dict[str, Any]) -> Library:
