@@ -6,8 +6,8 @@ This package is installed as ``polyloss.backends``. Its modules answer two indep
 know of that array library beyond the array API standard, above all who differentiates. A library that polyloss has
 never heard of is served by `Library` itself, whose every method follows the standard.
 
-*Where do the numbers live?* A `Kernels` module computes a primitive in host or in CUDA memory. It is asked before the
-generic formula and may decline.
+*Where do the numbers live?* `Kernels` compute a primitive in host memory (``cpu``) or in CUDA memory. They are asked
+before the generic formula and may decline.
 
 This module is the contract. A third party that writes a `Library` for the arrays of its module ``spam`` publishes the
 instance as an entry point, and polyloss finds it without importing anything until the first such array arrives::
@@ -20,14 +20,28 @@ Nothing here knows a loss, a weight, a mask or a reduction.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Protocol, TypeAlias
 
 import array_api_compat
 import numpy as np
 
-__all__ = ["Array", "Gradients", "Implementation", "Kernels", "Library", "Primitive", "Residuals", "Wanted"]
+__all__ = [
+    "Array",
+    "Gradients",
+    "InvalidTarget",
+    "Kernel",
+    "Kernels",
+    "Library",
+    "Primitive",
+    "Residuals",
+    "Unavailable",
+    "Wanted",
+    "Work",
+]
 
 Array: TypeAlias = Any
 """An array of any library that follows the array API standard."""
@@ -45,8 +59,8 @@ HOST_DEVICES = (1, 3)  # kDLCPU, kDLCUDAHost
 CUDA_DEVICES = (2, 13)  # kDLCUDA, kDLCUDAManaged
 
 
-class Implementation(Protocol):
-    """A way to compute a per-item function of arrays: its value, and its vector-Jacobian product (vjp).
+class Primitive(Protocol):
+    """A per-item function of arrays: its value, and its vector-Jacobian product (vjp), written against the array API.
 
     The first array holds the predictions, the second the targets; a missing array is None. An array has the shape of
     the items, or one more trailing axis that belongs to the item (the classes of a row). Items are independent of each
@@ -65,23 +79,103 @@ class Implementation(Protocol):
     ) -> Gradients:
         """The gradient in each wanted array of sum(cotangent * items)."""
 
-
-class Primitive(Implementation, Protocol):
-    """The reference implementation: written against the array API alone, so that it may be differentiated again."""
-
     def differentiable(self, library: Library, *arrays: Array | None) -> Array:
         """The items as plain array code, whose derivative by the library's own autodiff is accurate too."""
 
 
-class Kernels(Protocol):
-    """Fast implementations of primitives for one kind of memory."""
+@dataclass(slots=True)
+class Work:
+    """What a kernel is asked for: a primitive on the arrays of one call as the user gave them, weighted and reduced.
 
-    def take(self, primitive: Primitive, library: Library, *arrays: Array | None) -> Implementation | None:
-        """An implementation of this primitive for these arrays, or None where there is none."""
+    An array is in the dtype and the layout of the user's: a kernel casts, masks and looks for invalid targets on the
+    way, instead of one pass over memory for each. Class weights are [K]; other arrays broadcast to what they belong to.
+    """
+
+    primitive: Any  # a `Primitive`
+    library: Library
+    dtype: Any  # of the computation and of the items
+    arrays: tuple[Any, ...]  # None where one is missing
+    axis: int  # of the classes, in the predictions of a primitive of rows
+    keep: Array | None = None  # False: the item adds nothing, whatever it holds; broadcast to the items
+    wanted: Wanted = ()  # the arrays whose gradient may be asked for
+    weights: Array | None = None  # one factor for each item, broadcast to the items
+    divisor: float | None = None  # None: the items are wanted; a number: the sum of the weighted items over it
+    scale: float = 1.0  # of the gradient alone, beside weights and divisor
+    poison: bool = False  # an invalid label makes its item NaN, instead of raising `InvalidTarget`
+    stored: tuple[str, ...] = ()  # what `Library.stored` says of predictions and targets, once a kernel has asked
+
+    def on(self, *arrays: Array | None) -> Work:
+        """The same work on these arrays."""
+        return Work(
+            self.primitive,
+            self.library,
+            self.dtype,
+            arrays,
+            self.axis,
+            self.keep,
+            self.wanted,
+            self.weights,
+            self.divisor,
+            self.scale,
+            self.poison,
+            self.stored,
+        )
+
+    @property
+    def factor(self) -> float:
+        """What turns the gradient of the sum of the weighted items into the one that is asked for."""
+        if self.divisor is None:
+            return self.scale
+        return self.scale / self.divisor if self.divisor else 0.0
+
+
+class InvalidTarget(Exception):
+    """A kernel met a target out of range. Who asked for the kernel finds it, and words the message."""
+
+
+class Unavailable(Exception):
+    """A kernel cannot run here after all, for the reason that is given; the formula takes its place."""
+
+
+class Kernel(Protocol):
+    """A primitive in one pass over memory.
+
+    A value is the weighted items in an array, or where `Work.divisor` is a number, a Python float. Gradients are those
+    of the sum of the weighted items over the divisor (1 for items), in the dtype and shape of the arrays. Where the
+    divisor is 0, the value is NaN and the gradient 0. Raises `InvalidTarget` and `Unavailable`.
+    """
+
+    def value(self, work: Work, *, residuals: bool = False) -> tuple[Any, tuple[Array, ...]]:
+        """The value, and if asked for, what spares `vjp` some work."""
+
+    def vjp(self, work: Work, residuals: tuple[Array, ...]) -> Gradients:
+        """The gradients."""
+
+    def value_and_vjp(self, work: Work) -> tuple[Any, Gradients]:
+        """Both."""
+
+
+class Kernels(Protocol):
+    """The kernels of one kind of memory."""
+
+    def take(self, work: Work) -> Kernel | None:
+        """The kernel for this work, or None where there is none: then the formula is used."""
+
+    def report(self) -> str:
+        """What a user should know of how they run here."""
 
 
 class Library:
     """An array library. The methods as they stand hold for every library that follows the standard."""
+
+    lazy = False
+    """Whether a size in a shape may be unknown."""
+
+    one_place = False
+    """Whether all its arrays share one place, so that `device` and `placed` need not be asked."""
+
+    plain: type | None = None
+    """The type of arrays of which nothing needs to be asked: never refused, lazy or differentiated, in one place."""
 
     def __init__(self, namespace: ModuleType) -> None:
         self.xp: Any = namespace
@@ -170,6 +264,12 @@ class Library:
             x = x[..., :power] + x[..., power:]
         return x[..., 0]
 
+    def gather(self, c: Array, labels: Array) -> Array:
+        """``c[labels]`` for c [K]; 0 for an index out of range."""
+        xp = self.xp
+        hot = xp.expand_dims(labels, axis=-1) == self.positions(c)
+        return xp.sum(xp.where(hot, c, xp.zeros_like(c)), axis=-1)
+
     def total(self, x: Array) -> Array:
         """The sum of all elements, likewise."""
         return self.sum(x if x.ndim == 1 else self.xp.reshape(x, (-1,)))
@@ -196,6 +296,58 @@ class Library:
         """``x`` as a constant to the library's autodiff."""
         return x
 
-    def apply(self, primitive: Primitive, implementation: Implementation, *arrays: Array | None) -> Array:
+    def differentiates(self, *arrays: Array | None) -> bool:
+        """Whether the library's own autodiff may ask for a derivative in one of these arrays."""
+        return False
+
+    def apply(self, primitive: Primitive, *arrays: Array | None) -> Array:
         """The items, differentiable by the library's own autodiff where it has one."""
-        return implementation.forward(self, *arrays)[0]
+        return primitive.forward(self, *arrays)[0]
+
+    def value_and_vjp(
+        self, primitive: Primitive, cotangent: Array, wanted: Wanted, *arrays: Array | None
+    ) -> tuple[Array, Gradients]:
+        """The items, and the gradients of sum(cotangent * items) in the wanted arrays, by the formula."""
+        items, residuals = primitive.forward(self, *arrays)
+        return items, primitive.vjp(self, cotangent, wanted, residuals, *arrays)
+
+    def run(self, kernel: Kernel, work: Work, formula: Callable[..., Array]) -> Array:
+        """The kernel's value, differentiable likewise.
+
+        ``formula(*arrays)`` makes the items in plain array code, for derivatives of the derivative.
+        """
+        return self.number(kernel.value(work)[0], work)
+
+    def number(self, value: Any, work: Work) -> Array:
+        """A kernel's value in this library: a Python float as a 0-d array in the dtype of the work."""
+        return value
+
+    # Host memory, for the kernels there. Nothing more is asked where `stored` is None.
+
+    def stored(self, x: Array) -> str | None:
+        """The name of its dtype ("float16" and "bfloat16" beside the standard's) if its memory can be reached now."""
+        return None
+
+    def address(self, x: Array) -> int:
+        """Where the first element lies."""
+        raise NotImplementedError
+
+    def strides(self, x: Array) -> tuple[int, ...]:
+        """In elements."""
+        raise NotImplementedError
+
+    def is_contiguous(self, x: Array) -> bool:
+        """Whether the elements stand side by side, the last axis first."""
+        raise NotImplementedError
+
+    def contiguous(self, x: Array) -> Array:
+        """``x``, or a copy in which they do."""
+        raise NotImplementedError
+
+    def empty(self, shape: tuple[int, ...], dtype: Any, like: Array) -> Array:
+        """An array beside ``like``, contiguous."""
+        return self.xp.empty(shape, dtype=dtype, **self.placed(like))
+
+    def threads(self) -> int | None:
+        """How many threads the user gives this library, or None."""
+        return None

@@ -16,12 +16,16 @@ import dask.array as da
 import numpy as np
 
 from polyloss import dispatch
-from polyloss.backends import Array, Gradients, Implementation, Library, Primitive, Residuals, Wanted
+from polyloss.application import Application
+from polyloss.backends import Array, Gradients, Library, Primitive, Wanted
 
-__all__ = ["KERNELS", "LIBRARY"]
+__all__ = ["LIBRARY"]
 
 
 class Dask(Library):
+    lazy = True
+    one_place = True
+
     @property
     def name(self) -> str:
         return "dask"
@@ -29,14 +33,11 @@ class Dask(Library):
     def refuse(self, x: Array) -> str | None:
         return dispatch.library_of(x._meta).refuse(x._meta)
 
-    def device(self, x: Array) -> Any:
-        return None
-
     def placed(self, x: Array) -> dict[str, Any]:
         return {}
 
     def memory(self, x: Array) -> str | None:
-        return "dask"
+        return None
 
     def float_dtype(self, value: np.ndarray) -> Any:
         return np.float64
@@ -50,64 +51,40 @@ class Dask(Library):
     def total(self, x: Array) -> Array:
         return da.sum(x)  # a reshape would rechunk
 
+    def apply(self, primitive: Primitive, *arrays: Array | None) -> Array:
+        return _lazily(primitive, _items, arrays[0].ndim - primitive.rows, arrays)  # type: ignore[union-attr]
+
+    def value_and_vjp(
+        self, primitive: Primitive, cotangent: Array, wanted: Wanted, *arrays: Array | None
+    ) -> tuple[Array, Gradients]:
+        def gradient(i: int) -> Array:
+            return _lazily(primitive, _gradient_of(i), arrays[i].ndim, (*arrays, cotangent))  # type: ignore[union-attr]
+
+        gradients = (gradient(i) if w and x is not None else None for i, (w, x) in enumerate(zip(wanted, arrays)))
+        return self.apply(primitive, *arrays), tuple(gradients)
+
     def scope(self, x: Array) -> AbstractContextManager[Any]:
         return nullcontext()
 
 
-@dataclass(frozen=True)
-class _BlockWise:
-    """A primitive that is applied to every block of items when the blocks are there."""
-
-    primitive: Primitive
-
-    @property
-    def rows(self) -> bool:
-        return self.primitive.rows
-
-    def forward(self, library: Library, *arrays: Any) -> tuple[Array, tuple[Array, ...]]:
-        return self._lazily(_items, arrays[0].ndim - self.rows, arrays, len(arrays)), ()
-
-    def vjp(self, library: Library, cotangent: Array, wanted: Wanted, residuals: Residuals, *arrays: Any) -> Gradients:
-        count = len(arrays)
-
-        def gradient(i: int) -> Array:
-            return self._lazily(_gradient_of(i, count), arrays[i].ndim, (*arrays, cotangent), count)
-
-        return tuple(gradient(i) if w and x is not None else None for i, (w, x) in enumerate(zip(wanted, arrays)))
-
-    def _lazily(self, block: Callable[..., Array], ndim: int, arrays: tuple[Any, ...], own: int) -> Array:
-        """``block(library, implementation, *blocks)``, block by block; the result has ``ndim`` axes.
-
-        The first ``own`` arrays are the primitive's.
-        """
-        items = arrays[0].ndim - self.rows
-        given = [i for i, x in enumerate(arrays) if x is not None]
-        operands: list[Any] = []
-        for i in given:
-            x = arrays[i]
-            operands += [x.rechunk({items: -1}) if x.ndim > items else x, tuple(range(x.ndim))]
-        meta = np.empty((0,) * ndim, dtype=arrays[0].dtype)
-        task = _task(self.primitive, block, given, len(arrays), own)
-        return da.blockwise(task, tuple(range(ndim)), *operands, dtype=meta.dtype, meta=meta, concatenate=True)
+_Block = Callable[..., Array]
+"""From a library, a primitive, its arrays in one block of items, and perhaps the items' cotangent, to an array."""
 
 
-def _items(library: Library, implementation: Implementation, *blocks: Array | None) -> Array:
-    return implementation.forward(library, *blocks)[0]
+def _lazily(primitive: Primitive, block: _Block, ndim: int, arrays: tuple[Any, ...]) -> Array:
+    """``block`` of every block of items; the result has ``ndim`` axes."""
+    items = arrays[0].ndim - primitive.rows
+    given = [i for i, x in enumerate(arrays) if x is not None]
+    operands: list[Any] = []
+    for i in given:
+        x = arrays[i]
+        operands += [x.rechunk({items: -1}) if x.ndim > items else x, tuple(range(x.ndim))]
+    meta = np.empty((0,) * ndim, dtype=arrays[0].dtype)
+    task = _task(primitive, block, given, len(arrays), dispatch.is_generic())
+    return da.blockwise(task, tuple(range(ndim)), *operands, dtype=meta.dtype, meta=meta, concatenate=True)
 
 
-def _gradient_of(i: int, count: int) -> Callable[..., Array]:
-    only_this = tuple(i == j for j in range(count))
-
-    def block(library: Library, implementation: Implementation, *blocks: Array | None) -> Array:
-        *arrays, cotangent = blocks
-        return implementation.vjp(library, cotangent, only_this, None, *arrays)[i]
-
-    return block
-
-
-def _task(
-    primitive: Primitive, block: Callable[..., Array], given: list[int], count: int, own: int
-) -> Callable[..., Array]:
+def _task(primitive: Primitive, block: _Block, given: list[int], count: int, generic: bool) -> Callable[..., Array]:
     """What runs on the blocks. It travels to the workers, and holds no array."""
 
     def task(*blocks: Array) -> Array:
@@ -115,16 +92,42 @@ def _task(
         parts: list[Array | None] = [None] * count
         for i, part in zip(given, blocks):
             parts[i] = part
-        with library.scope(parts[0]):
-            return block(library, dispatch.implementation(primitive, library, *parts[:own]), *parts)
+        with library.scope(parts[0]), dispatch.generic() if generic else nullcontext():
+            return block(library, primitive, *parts)
 
     return task
 
 
-class _Kernels:
-    def take(self, primitive: Primitive, library: Library, *arrays: Array | None) -> Implementation:
-        return _BlockWise(primitive)
+def _application(library: Library, primitive: Primitive, arrays: tuple[Array | None, ...]) -> Application:
+    dtype = library.xp.float64 if arrays[0].dtype == library.xp.float64 else library.xp.float32  # type: ignore[union-attr]
+    axis = arrays[0].ndim - 1  # type: ignore[union-attr]
+    return Application(primitive, library, dtype, arrays, axis, poison=True)
+
+
+def _items(library: Library, primitive: Primitive, *arrays: Array | None) -> Array:
+    return _application(library, primitive, arrays).value()
+
+
+@dataclass(frozen=True)
+class _Weighted:
+    """The sum of the items, weighted by their cotangent."""
+
+    cotangent: Array
+
+    def linear(self) -> tuple[Array, float]:
+        return self.cotangent, 1.0
+
+
+def _gradient_of(i: int) -> _Block:
+    def block(library: Library, primitive: Primitive, *parts: Array | None) -> Array:
+        *arrays, cotangent = parts
+        application = _application(library, primitive, tuple(arrays))
+        only_this = tuple(i == j for j in range(len(arrays)))
+        fused = application.fused(only_this, _Weighted(cotangent))
+        found = None if fused is None else fused.fused_value_and_vjp()
+        return (application.value_and_vjp(cotangent, only_this) if found is None else found)[1][i]
+
+    return block
 
 
 LIBRARY = Dask(array_api_compat.dask.array)
-KERNELS = _Kernels()

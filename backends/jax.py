@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
-from polyloss.backends import Array, Implementation, Library, Primitive
+from polyloss.backends import Array, Library, Primitive
 
 __all__ = ["LIBRARY"]
 
@@ -72,16 +72,16 @@ class Jax(Library):
     def stop_gradient(self, x: Array) -> Array:
         return jax.lax.stop_gradient(x)
 
-    def apply(self, primitive: Primitive, implementation: Implementation, *arrays: Array | None) -> Array:
-        return _compiled(implementation, *arrays)
+    def apply(self, primitive: Primitive, *arrays: Array | None) -> Array:
+        return _compiled(primitive, *arrays)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _items(primitive: Implementation, *arrays: Array | None) -> Array:
+def _items(primitive: Primitive, *arrays: Array | None) -> Array:
     return primitive.forward(LIBRARY, *arrays)[0]
 
 
-def _tangent(primitive: Implementation, arrays: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+def _tangent(primitive: Primitive, arrays: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
     items = _items(primitive, *arrays)
     wanted = tuple(t is not None and not isinstance(t, SymbolicZero) for t in tangents)
     gradients = primitive.vjp(LIBRARY, jnp.ones_like(items), wanted, None, *arrays)

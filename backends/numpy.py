@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import array_api_compat.numpy
 import numpy as np
 
-from polyloss.backends import Array, Library
+from polyloss.backends import Array, Library, Work
 
-__all__ = ["LIBRARY"]
+__all__ = ["LIBRARY", "address_of"]
 
 
 class NumPy(Library):
+    one_place = True
+    plain = np.ndarray
+
     def refuse(self, x: Array) -> str | None:
+        if type(x) is np.ndarray:
+            return None
         if isinstance(x, np.ma.MaskedArray):
             return "a numpy.ma array, whose mask would be ignored: pass its .data, and its mask as where=~mask"
         if isinstance(x, np.matrix):
             return "a numpy.matrix, whose * is a matrix product: pass numpy.asarray(...) of it"
-        return None
-
-    def device(self, x: Array) -> Any:
         return None
 
     def placed(self, x: Array) -> dict[str, Any]:
@@ -36,10 +39,62 @@ class NumPy(Library):
         return np.array(value, dtype=dtype)
 
     def result(self, x: Array) -> Array:
-        return x[()] if np.ndim(x) == 0 else x  # a scalar, as from numpy.mean
+        return x[()] if type(x) is np.ndarray and x.ndim == 0 else x  # a scalar, as from numpy.mean
+
+    def moved(self, x: Array, placed: dict[str, Any]) -> Array:
+        return x.view(np.ndarray) if type(x) is np.memmap else x
 
     def sum(self, x: Array) -> Array:
         return np.sum(np.ascontiguousarray(x), axis=-1) if np.ndim(x) else x
 
+    def gather(self, c: Array, labels: Array) -> Array:
+        return np.where((labels >= 0) & (labels < c.size), np.take(c, labels, mode="clip"), 0)
 
+    def number(self, value: Any, work: Work) -> Array:
+        return value if work.divisor is None else work.dtype(value)
+
+    def stored(self, x: Array) -> str | None:
+        if type(x) is not np.ndarray or not x.flags.aligned:
+            return None
+        return _STORED.get(x.dtype) or ("bfloat16" if str(x.dtype) == "bfloat16" else None)
+
+    def strides(self, x: Array) -> tuple[int, ...]:
+        size = x.itemsize
+        return tuple(n // size for n in x.strides)
+
+    def is_contiguous(self, x: Array) -> bool:
+        return type(x) is np.ndarray and bool(x.flags.c_contiguous)
+
+    def empty(self, shape: tuple[int, ...], dtype: Any, like: Array) -> Array:
+        return np.empty(shape, dtype)
+
+    def contiguous(self, x: Array) -> Array:
+        return np.ascontiguousarray(x)
+
+
+_STORED = {
+    np.dtype(name): name
+    for name in "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64".split()
+}
+
+
+def address_of(x: np.ndarray) -> int:
+    """Where the first element lies.
+
+    It is the second word of an array object, which NumPy's ABI has fixed; ``x.ctypes.data`` takes 1 us.
+    """
+    assert type(x) is np.ndarray
+    return _word(id(x) + object.__basicsize__).value or 0
+
+
+_word = ctypes.c_void_p.from_address
+_sample = np.empty(1)
+if address_of(_sample) != _sample.ctypes.data:  # another Python, or another NumPy
+
+    def address_of(x: np.ndarray) -> int:
+        """Where the first element lies."""
+        return int(x.ctypes.data)
+
+
+NumPy.address = staticmethod(address_of)  # type: ignore[assignment, method-assign]
 LIBRARY = NumPy(array_api_compat.numpy)

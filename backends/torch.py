@@ -8,6 +8,7 @@ subclasses, the primitive is plain torch code, which all of them transform.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch.autograd import forward_ad
 
-from polyloss.backends import Array, Implementation, Library, Primitive
+from polyloss.backends import Array, Kernel, Library, Primitive, Work
 
 __all__ = ["LIBRARY"]
 
@@ -82,12 +83,49 @@ class Torch(Library):
     def stop_gradient(self, x: Array) -> Array:
         return x.detach()
 
-    def apply(self, primitive: Primitive, implementation: Implementation, *arrays: Array | None) -> Array:
+    def differentiates(self, *arrays: Array | None) -> bool:
+        return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in arrays)
+
+    def apply(self, primitive: Primitive, *arrays: Array | None) -> Array:
         if not all(x is None or _is_plain(x) for x in arrays):
             return primitive.differentiable(self, *arrays)
-        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in arrays):
-            return _Rule.apply(self, primitive, implementation, *arrays)
-        return implementation.forward(self, *arrays)[0]
+        if self.differentiates(*arrays):
+            return _Rule.apply(self, primitive, *arrays)
+        return primitive.forward(self, *arrays)[0]
+
+    def run(self, kernel: Kernel, work: Work, formula: Callable[..., Array]) -> Array:
+        if self.differentiates(work.arrays[0]):
+            return _KernelRule.apply(kernel, work, formula, *work.arrays)
+        return super().run(kernel, work, formula)
+
+    def number(self, value: Any, work: Work) -> Array:
+        return value if work.divisor is None else torch.tensor(value, dtype=work.dtype)
+
+    def stored(self, x: Array) -> str | None:
+        if _is_plain(x) and x.device.type == "cpu" and x.layout is torch.strided and not x.is_neg():
+            return _STORED.get(x.dtype)
+        return None
+
+    def address(self, x: Array) -> int:
+        return int(x.data_ptr())
+
+    def strides(self, x: Array) -> tuple[int, ...]:
+        return tuple(x.stride())
+
+    def is_contiguous(self, x: Array) -> bool:
+        return bool(x.is_contiguous())
+
+    def contiguous(self, x: Array) -> Array:
+        return x.contiguous()
+
+    def threads(self) -> int | None:
+        return int(torch.get_num_threads())
+
+
+_STORED = {
+    getattr(torch, name): name
+    for name in "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 bfloat16 float32 float64".split()
+}
 
 
 def _is_plain(x: Array) -> bool:
@@ -105,23 +143,65 @@ class _Rule(torch.autograd.Function):  # type: ignore[misc]
     """The items of any primitive, and their gradient by its vjp."""
 
     @staticmethod
-    def forward(ctx: Any, library: Library, primitive: Primitive, implementation: Implementation, *arrays: Any) -> Any:
-        items, residuals = implementation.forward(library, *arrays)
-        ctx.rule = library, primitive, implementation
+    def forward(ctx: Any, library: Library, primitive: Primitive, *arrays: Any) -> Any:
+        items, residuals = primitive.forward(library, *arrays)
+        ctx.rule = library, primitive
         ctx.count = len(arrays)
         ctx.save_for_backward(*arrays, *residuals)
         return items
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> Any:
-        library, primitive, implementation = ctx.rule
+        library, primitive = ctx.rule
         saved = ctx.saved_tensors  # once: checkpointing and saved-tensor hooks unpack at every access
         arrays, residuals = saved[: ctx.count], saved[ctx.count :]
-        if torch.is_grad_enabled():  # create_graph: the formula is differentiable, residuals and kernels are not
-            implementation, residuals = primitive, None
-        wanted = ctx.needs_input_grad[3:]
-        gradients = implementation.vjp(library, cotangents[0], wanted, residuals, *arrays)
-        return None, None, None, *(g if asked else None for g, asked in zip(gradients, wanted))
+        if torch.is_grad_enabled():  # create_graph: the formula is differentiable, residuals are not
+            residuals = None
+        wanted = ctx.needs_input_grad[2:]
+        gradients = primitive.vjp(library, cotangents[0], wanted, residuals, *arrays)
+        return None, None, *(g if asked else None for g, asked in zip(gradients, wanted))
+
+
+class _KernelRule(torch.autograd.Function):  # type: ignore[misc]
+    """The value of a kernel, and its gradient in the predictions by the kernel again.
+
+    The forward pass keeps the row statistics, not a second copy of the predictions. Where the gradient itself is to be
+    differentiated, it is taken of the formula.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, kernel: Kernel, work: Work, formula: Any, *arrays: Any) -> Any:
+        value, residuals = kernel.value(work, residuals=True)
+        # What the rule keeps beside the saved tensors must not hold them: they would escape from torch's hooks.
+        ctx.rule = kernel, work.on(), formula
+        ctx.count = len(arrays)
+        ctx.save_for_backward(*arrays, *residuals)
+        return LIBRARY.number(value, work)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        kernel, work, formula = ctx.rule
+        (cotangent,), saved = cotangents, ctx.saved_tensors
+        arrays, residuals = saved[: ctx.count], saved[ctx.count :]
+        if torch.is_grad_enabled():  # create_graph
+            items = formula(*arrays)
+            if work.weights is not None:
+                items = items * work.weights
+            if work.keep is not None:
+                items = torch.where(work.keep, items, 0)
+            total = torch.sum(cotangent * items)
+            if work.divisor is not None:
+                total = total / work.divisor if work.divisor else total * 0
+            (gradient,) = torch.autograd.grad(total, arrays[0], create_graph=True)
+        else:
+            work = work.on(*arrays)
+            if work.divisor is None:
+                work.weights = cotangent if work.weights is None else cotangent * work.weights
+                work.scale = 1.0
+            else:
+                work.scale = float(cotangent)
+            gradient = kernel.vjp(work, residuals)[0]
+        return None, None, None, gradient, *(None for _ in arrays[1:])
 
 
 class _MatMul(torch.autograd.Function):  # type: ignore[misc]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from polyloss.backends import Array
@@ -74,17 +75,20 @@ def sigmoid_cross_entropy(
     call = Call(
         logits=logits, targets=targets, pos_weight=pos_weight, weights=weights, where=where, denominator=denominator
     )
-    (x,) = call.floating(logits=logits)
-    t = call.real("targets", targets)
+    (x,) = call.as_given(logits=logits)
+    t = call.real_as_given("targets", targets)
     same_shape("targets", t, "logits", x)
     smoothing = number("label_smoothing", label_smoothing, 0, 1)
     p = None
     if pos_weight is not None:
         p = call.trailing("pos_weight", call.real("pos_weight", pos_weight), tuple(x.shape), "logits")
     reduce = Reduction(call, x.shape, weights, where, reduction, denominator)
-    t = call.unit_interval("targets", reduce.clean(t))
-    p = None if p is None else reduce.clean(p)
-    items = call.apply(SoftplusCrossEntropy(smoothing), reduce.clean(x), t, p)
+
+    def prepare(x: Array, t: Array, p: Array | None) -> tuple[Array | None, ...]:
+        x, t = reduce.clean(call.cast(x)), call.unit_interval("targets", reduce.clean(call.cast(t)))
+        return x, t, None if p is None else reduce.clean(p)
+
+    items = reduce.apply(SoftplusCrossEntropy(smoothing), x, t, p, prepare=prepare)
     return reduce.of(items, lambda gx, gt, gp: {"logits": gx, "targets": gt}, target="targets")
 
 
@@ -170,70 +174,76 @@ def softmax_cross_entropy(
         where=where,
         denominator=denominator,
     )
-    (x,) = call.floating(logits=logits)
+    (x,) = call.as_given(logits=logits)
     axis = axis_of(axis, x, "logits")
     primitive = LseCrossEntropy(number("label_smoothing", label_smoothing, 0, 1), number("z_loss", z_loss, 0))
     c = mask = None
     if class_weights is not None:
-        c = call.per_class("class_weights", call.real("class_weights", class_weights), tuple(x.shape), axis)
-        c = to_last_axis(call, c, axis)
+        c = call.real("class_weights", class_weights)
+        call.per_class("class_weights", c, x.shape[axis])
     if class_mask is not None:
         mask = _class_mask(call, class_mask, tuple(x.shape), axis)
     shape = (*x.shape[:axis], *x.shape[axis + 1 :])
     reduce = Reduction(call, shape, weights, where, reduction, denominator)
-    t = class_targets(call, targets, x, axis, reduce, ignore_index)
+    t, prepare_targets = class_targets(call, targets, x, axis, reduce, ignore_index)
     if c is not None:
         reduce.weigh(
-            _target_weight(call, t, c),
+            lambda: _target_weight(call, prepare_targets(t), c),
             lambda g: {"targets": last_axis_to(call, call.xp.expand_dims(g, axis=-1) * c, axis)},
         )
-    if mask is not None and reduce.keep is not None:  # a masked row keeps every class, so that its numbers are harmless
-        mask = mask | ~call.xp.expand_dims(reduce.keep, axis=-1)
-    items = call.apply(primitive, reduce.clean(to_last_axis(call, x, axis), rows=True), t, c, mask)
 
-    def pull(gx: Array, gt: Array | None, gc: Array | None, _: None) -> dict[str, Array | None]:
-        return {
-            "logits": last_axis_to(call, gx, axis),
-            "targets": None if gt is None else last_axis_to(call, gt, axis),
-        }
+    def prepare(x: Array, t: Array, c: Array | None, mask: Array | None) -> tuple[Array | None, ...]:
+        if mask is not None and reduce.keep is not None:
+            # A masked row keeps every class, so that its numbers are harmless.
+            mask = mask | ~call.xp.expand_dims(reduce.keep, axis=-1)
+        rows = to_last_axis(call, call.cast(x), axis)
+        c = None if c is None else call.xp.broadcast_to(c, rows.shape)
+        return reduce.clean(rows, rows=True), prepare_targets(t), c, mask
 
-    return reduce.of(items, pull, target="targets")
+    items = reduce.apply(primitive, x, t, c, mask, prepare=prepare, axis=axis)
+    return reduce.of(items, lambda gx, gt, gc, gm: {"logits": gx, "targets": gt}, target="targets")
 
 
 def _class_mask(call: Call, class_mask: Array, shape: tuple[int, ...], axis: int) -> Array:
     mask = call.boolean("class_mask", class_mask)
     if mask.ndim == 1 and mask.shape[0] == shape[axis]:
-        mask = call.per_class("class_mask", mask, shape, axis)
-    else:
-        mask = call.trailing("class_mask", mask, shape, "logits")
-    return to_last_axis(call, mask, axis)
+        return call.xp.broadcast_to(mask, (*shape[:axis], *shape[axis + 1 :], shape[axis]))
+    return to_last_axis(call, call.trailing("class_mask", mask, shape, "logits"), axis)
 
 
 def class_targets(
     call: Call, targets: Any, of: Array, axis: int, reduce: Reduction, ignore_index: int | None, name: str = "logits"
-) -> Array:
-    """Valid labels, or rows of class probabilities with the classes last; both with masked items cleaned."""
-    if call.is_floating("targets", targets):
+) -> tuple[Array, Callable[[Array], Array]]:
+    """The targets as they were given, and what makes of them what the formula takes.
+
+    That is valid labels, or rows of class probabilities with the classes last; both with masked items cleaned.
+    """
+    t, soft = call.array_and_kind("targets", targets)
+    if soft:
         if ignore_index is not None:
             raise ValueError("ignore_index is for class indices; floating targets take where=")
-        t = call.real("targets", targets)
+        t = call.real_as_given("targets", targets)
         same_shape("targets", t, name, of)
-        return call.unit_interval("targets", reduce.clean(to_last_axis(call, t, axis), rows=True), axis)
-    y = call.labels("targets", targets, reduce.shape, axis, of, name)
+
+        def rows(t: Array) -> Array:
+            return call.unit_interval("targets", reduce.clean(to_last_axis(call, call.cast(t), axis), rows=True), axis)
+
+        return t, rows
+    call.labels("targets", t, reduce.shape, axis, of, name)
     if ignore_index is not None:
+        y = call.signed(t)
         ignored, limits = integer("ignore_index", ignore_index), call.xp.iinfo(y.dtype)
         if limits.min < ignored <= limits.max:
             reduce.mask(y != ignored)
-    y = reduce.clean(y)
     classes = of.shape[axis]
-    bad = (y < 0) | (y >= classes)
-    return call.valid("targets", y, bad, f"class indices in [0, {classes})", given=targets)
+
+    def labels(t: Array) -> Array:
+        y = reduce.clean(call.signed(t))
+        return call.valid("targets", y, (y < 0) | (y >= classes), f"class indices in [0, {classes})", given=targets)
+
+    return t, labels
 
 
 def _target_weight(call: Call, t: Array, c: Array) -> Array:
     """``sum_k c_k t_k`` of the unsmoothed target: what an item weighs in the denominator."""
-    xp = call.xp
-    if t.ndim < c.ndim:
-        hot = xp.expand_dims(t, axis=-1) == call.library.positions(c)
-        return xp.sum(xp.where(hot, c, xp.zeros_like(c)), axis=-1)
-    return call.library.sum(c * t)
+    return call.library.sum(c * t) if t.dtype == call.dtype else call.library.gather(c, t)

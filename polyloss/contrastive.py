@@ -78,13 +78,14 @@ def contrastive(
     has_features("first", a)
     reduce = Reduction(call, a.shape[:-1], weights, where, reduction, denominator)
     s = _similar(call, similar, reduce)
-    d, to_difference = norm(call, reduce.clean(a, rows=True) - reduce.clean(b, rows=True))
+    with call.scope():
+        d, to_difference = norm(call, reduce.clean(a, rows=True) - reduce.clean(b, rows=True))
 
     def pull(gradient: Array, gs: Array | None) -> dict[str, Array | None]:
         g = to_difference(gradient)
         return {"first": g, "second": -g, "similar": gs}
 
-    return reduce.of(call.apply(primitive, d, s), pull, target="similar")
+    return reduce.of(reduce.apply(primitive, d, s), pull, target="similar")
 
 
 @differentiable("distances", "similar")
@@ -142,9 +143,10 @@ def contrastive_from_distance(
     (d,) = call.floating(distances=distances)
     reduce = Reduction(call, d.shape, weights, where, reduction, denominator)
     s = _similar(call, similar, reduce)
-    d = reduce.clean(d)
-    d = call.valid("distances", d, d < 0, "at least 0")
-    return reduce.of(call.apply(primitive, d, s), lambda gd, gs: {"distances": gd, "similar": gs}, target="similar")
+    with call.scope():
+        d = reduce.clean(d)
+        d = call.valid("distances", d, d < 0, "at least 0")
+    return reduce.of(reduce.apply(primitive, d, s), lambda gd, gs: {"distances": gd, "similar": gs}, target="similar")
 
 
 def _similar(call: Call, similar: Array, reduce: Reduction) -> Array:

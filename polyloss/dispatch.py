@@ -7,24 +7,29 @@ entry point is served by the array API standard.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+import functools
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from importlib.metadata import entry_points
 from typing import Any
 
 import numpy as np
 
-from polyloss.backends import Array, Implementation, Kernels, Library, Primitive
+from polyloss.backends import Array, Kernels, Library
 
 __all__ = [
     "LIBRARIES",
-    "Application",
     "detached",
-    "implementation",
+    "generic",
+    "is_generic",
     "is_number_like",
     "kernels",
+    "kernels_for",
+    "known",
     "known_library",
     "library_of",
+    "plain_library",
     "scope",
 ]
 
@@ -65,15 +70,58 @@ def known_library(top: str) -> Library | None:
 def kernels(memory: str | None) -> Kernels | None:
     """The kernels that compute in that memory."""
     match memory:
-        case "dask":
-            from polyloss.backends import dask
-
-            return dask.KERNELS
+        case "host":
+            return _host_kernels()
         case _:
             return None
 
 
+@functools.cache
+def _host_kernels() -> Kernels | None:
+    try:
+        from polyloss.backends import cpu
+    except ImportError:  # llvmlite does not exist for every platform
+        return None
+    return cpu.KERNELS
+
+
+_generic: ContextVar[bool] = ContextVar("polyloss.generic", default=False)
+
+
+@contextmanager
+def generic() -> Iterator[None]:
+    """Inside it, no kernel is used in this thread (or task): every loss takes the generic formula.
+
+    For debugging, and for comparing the two.
+
+    Examples
+    --------
+    >>> import numpy as np, polyloss
+    >>> from polyloss.dispatch import generic
+    >>> with generic():
+    ...     print(polyloss.bpr(np.array([1.0]), np.array([0.0])).round(6))
+    0.313262
+    """
+    token = _generic.set(True)
+    try:
+        yield
+    finally:
+        _generic.reset(token)
+
+
+def is_generic() -> bool:
+    """Whether this is inside `generic`."""
+    return _generic.get()
+
+
+def kernels_for(library: Library, x: Array) -> Kernels | None:
+    """The kernels for the memory that holds ``x``."""
+    memory = library.memory(x)
+    return None if memory is None or _generic.get() else kernels(memory)
+
+
 _BY_TYPE: dict[type, Library] = {}
+_PLAIN: dict[type, Library] = {}
 _BY_NAMESPACE: dict[Any, Library] = {}
 
 
@@ -87,6 +135,8 @@ def library_of(x: Any) -> Library:
     library = _BY_TYPE.get(type(x))
     if library is None:
         library = _BY_TYPE[type(x)] = _find(x)
+        if library.plain is type(x):
+            _PLAIN[type(x)] = library
     return library
 
 
@@ -105,10 +155,21 @@ def _find(x: Any) -> Library:
     raise TypeError(f"not an array: {type(x).__module__}.{type(x).__qualname__}")
 
 
-def implementation(primitive: Primitive, library: Library, *arrays: Array | None) -> Implementation:
-    """The kernel for the memory that holds the arrays, or the primitive itself: the generic formula."""
-    fast = kernels(library.memory(arrays[0]))
-    return (fast and fast.take(primitive, library, *arrays)) or primitive
+def known(x: Any) -> Library | None:
+    """The library of ``x`` where an array of this type has been seen before."""
+    return _BY_TYPE.get(type(x))
+
+
+def plain_library(arguments: Iterable[Any]) -> tuple[Library, Any] | None:
+    """The library of plain arrays (`Library.plain`) and one of them, where there is nothing else but None."""
+    library = first = None
+    for x in arguments:
+        if x is not None:
+            found = _PLAIN.get(type(x))
+            if found is None or (found is not library and library is not None):
+                return None
+            library, first = found, x
+    return None if library is None else (library, first)
 
 
 def _library_or_none(x: Any) -> Library | None:
@@ -130,26 +191,7 @@ def scope(*arguments: Any) -> AbstractContextManager[Any]:
 
 def detached(x: Any) -> Any:
     """An argument as a constant to its library's autodiff."""
+    if type(x) in _PLAIN:
+        return x
     library = _library_or_none(x)
     return x if library is None else library.stop_gradient(x)
-
-
-@dataclass(frozen=True)
-class Application:
-    """A primitive and the arrays that it waits for."""
-
-    primitive: Primitive
-    library: Library
-    arrays: tuple[Array | None, ...]
-
-    def value(self) -> Array:
-        """The items, differentiable by the library's own autodiff."""
-        fast = implementation(self.primitive, self.library, *self.arrays)
-        return self.library.apply(self.primitive, fast, *self.arrays)
-
-    def value_and_vjp(self, cotangent: Array, wanted: tuple[bool, ...]) -> tuple[Array, tuple[Array | None, ...]]:
-        """The items, and the gradients of ``sum(cotangent * items)`` in the wanted arrays, by the formula alone."""
-        fast = implementation(self.primitive, self.library, *self.arrays)
-        items, residuals = fast.forward(self.library, *self.arrays)
-        wanted += (False,) * (len(self.arrays) - len(wanted))
-        return items, fast.vjp(self.library, cotangent, wanted, residuals, *self.arrays)

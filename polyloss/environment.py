@@ -12,7 +12,8 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from importlib.util import find_spec
 from typing import Any
 
-from polyloss.dispatch import LIBRARIES, implementation, kernels, library_of
+from polyloss.application import Application
+from polyloss.dispatch import LIBRARIES, kernels, library_of
 from polyloss.primitives import LseCrossEntropy, SoftplusCrossEntropy
 from polyloss.version import __version__
 
@@ -81,13 +82,15 @@ def _devices(xp: Any) -> list[Any]:
 def _path(name: str, xp: Any, device: Any) -> Path:
     on = {} if device is None or str(device) == "cpu" else {"device": device}
     x = xp.ones((2, 2), dtype=xp.float32, **on)
+    labels = xp.zeros((2,), dtype=xp.int32, **on)
     library = library_of(x)
     memory = library.memory(x)
     taken = {}
     for title, primitive in PRIMITIVES.items():
-        chosen = implementation(primitive, library, x, x)
-        taken[title] = "generic" if chosen is primitive else type(chosen).__module__
-    if memory == "dask":
+        arrays = (x, labels, None, None) if primitive.rows else (x, x, None)
+        fused = Application(primitive, library, x.dtype, arrays, 1).fused()
+        taken[title] = "formula" if fused is None else type(fused.kernel).__module__
+    if library.name == "dask":
         reason = "each block of items asks again, by its own library"
     elif kernels(memory) is None:
         reason = f"there are no kernels for {memory} memory in this version" if memory else "its memory is not known"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from polyloss.backends import Array, Gradients, Library, Residuals, Wanted
 from polyloss.classification import class_targets
 from polyloss.gradients import differentiable
-from polyloss.inputs import Call, axis_of, last_axis_to, number, same_shape, to_last_axis
+from polyloss.inputs import Call, axis_of, number, same_shape, to_last_axis
 from polyloss.primitives import Formula, one_hot
 from polyloss.reduction import Loss, Reduction
 
@@ -75,9 +75,11 @@ def binary_log_loss(
     same_shape("targets", t, "probabilities", p)
     primitive = BinaryLogLoss(number("eps", eps, 0, 0.5))
     reduce = Reduction(call, p.shape, weights, where, reduction, denominator)
-    p = call.unit_interval("probabilities", reduce.clean(p))
-    t = call.unit_interval("targets", reduce.clean(t))
-    return reduce.of(call.apply(primitive, p, t), _to_probabilities, target="targets")
+
+    def prepare(p: Array, t: Array) -> tuple[Array, Array]:
+        return call.unit_interval("probabilities", reduce.clean(p)), call.unit_interval("targets", reduce.clean(t))
+
+    return reduce.of(reduce.apply(primitive, p, t, prepare=prepare), _to_probabilities, target="targets")
 
 
 @differentiable("probabilities", "targets")
@@ -142,17 +144,15 @@ def log_loss(
     axis = axis_of(axis, p, "probabilities")
     primitive = RowLogLoss(number("eps", eps, 0, 0.5))
     reduce = Reduction(call, (*p.shape[:axis], *p.shape[axis + 1 :]), weights, where, reduction, denominator)
-    t = class_targets(call, targets, p, axis, reduce, None, "probabilities")
-    q = call.unit_interval("probabilities", reduce.clean(to_last_axis(call, p, axis), rows=True), axis)
-    q = _rows_of_sum_one(call, q, reduce, max(1e-3, call.resolution("probabilities")))
+    t, prepare_targets = class_targets(call, targets, p, axis, reduce, None, "probabilities")
+    tolerance = max(1e-3, call.resolution("probabilities"))
 
-    def pull(gp: Array, gt: Array | None) -> dict[str, Array | None]:
-        return {
-            "probabilities": last_axis_to(call, gp, axis),
-            "targets": None if gt is None else last_axis_to(call, gt, axis),
-        }
+    def prepare(p: Array, t: Array) -> tuple[Array, Array]:
+        t = prepare_targets(t)
+        q = call.unit_interval("probabilities", reduce.clean(to_last_axis(call, p, axis), rows=True), axis)
+        return _rows_of_sum_one(call, q, reduce, tolerance), t
 
-    return reduce.of(call.apply(primitive, q, t), pull, target="targets")
+    return reduce.of(reduce.apply(primitive, p, t, prepare=prepare, axis=axis), _to_probabilities, target="targets")
 
 
 def _to_probabilities(gp: Array, gt: Array | None) -> dict[str, Array | None]:

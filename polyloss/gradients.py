@@ -29,8 +29,7 @@ def differentiable(*parameters: str) -> Callable[[Callable[P, Loss]], Callable[P
     def mark(formula: Callable[P, Loss]) -> Callable[P, Array]:
         @functools.wraps(formula)
         def loss(*args: P.args, **kwargs: P.kwargs) -> Array:
-            with dispatch.scope(*args, *kwargs.values()):
-                return formula(*args, **kwargs).value()
+            return formula(*args, **kwargs).value()
 
         loss.__signature__ = inspect.signature(formula).replace(return_annotation="Array")  # type: ignore[attr-defined]
         _FORMULAS[loss] = formula, parameters
@@ -77,24 +76,27 @@ def value_and_grad(loss: Callable[..., Array], wrt: str | tuple[str, ...] | None
     formula, parameters, given, preset = _formula(loss)
     if not (wrt is None or isinstance(wrt, str) or (isinstance(wrt, (tuple, list)) and len(wrt))):
         raise TypeError(f"wrt must be the name of a parameter or a tuple of names, got {wrt!r}")
+    single = wrt is None or isinstance(wrt, str)
     names = (parameters[0],) if wrt is None else (wrt,) if isinstance(wrt, str) else tuple(wrt)
     for name in names:
         if name not in parameters:
             raise ValueError(f"wrt must name parameters among {_quoted(parameters)}, got {name!r}")
 
     def compute(*args: Any, **kwargs: Any) -> tuple[Array, Any]:
-        args, kwargs = given + args, preset | kwargs
-        with dispatch.scope(*args, *kwargs.values()):
-            detached = [dispatch.detached(x) for x in args]
-            loss = formula(*detached, **{name: dispatch.detached(x) for name, x in kwargs.items()})
-            for name in names:
-                if name not in loss.floating:
-                    raise ValueError(
-                        f"wrt: {name!r} is not a floating array in this call; "
-                        f"differentiable here: {_quoted(n for n in parameters if n in loss.floating)}"
-                    )
-            value, found = loss.value_and_gradients(names)
-        return value, found[0] if wrt is None or isinstance(wrt, str) else found
+        if given or preset:
+            args, kwargs = given + args, preset | kwargs
+        if kwargs:
+            kwargs = {name: dispatch.detached(x) for name, x in kwargs.items()}
+        loss = formula(*map(dispatch.detached, args), **kwargs)
+        floating = loss.floating
+        for name in names:
+            if name not in floating:
+                raise ValueError(
+                    f"wrt: {name!r} is not a floating array in this call; "
+                    f"differentiable here: {_quoted(n for n in parameters if n in floating)}"
+                )
+        value, found = loss.value_and_gradients(names)
+        return value, found[0] if single else found
 
     return compute
 

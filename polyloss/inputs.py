@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import numbers
 import operator
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Sequence, Set
+from contextlib import AbstractContextManager
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from polyloss.backends import Array, Library
-from polyloss.dispatch import Application, is_number_like, library_of
+from polyloss.dispatch import is_number_like, known, library_of, plain_library
 
 __all__ = ["Call", "axis_of", "choice", "integer", "last_axis_to", "number", "same_shape", "to_last_axis"]
 
@@ -27,9 +29,11 @@ class Call:
     """
 
     def __init__(self, **arguments: Any) -> None:
-        self.library = _common_library(arguments)
-        self.xp = self.library.xp
-        self._placed = _placed(self.library, arguments)
+        found = plain_library(arguments.values())  # the common case, in short
+        self.library, self._like = library, _ = found or _common_library(arguments)
+        self.xp = library.xp
+        self._placed = {} if found or library.one_place else _placed(library, arguments)
+        self._kinds = _KINDS[library]
         self.dtype: Any = None
         self._own: dict[str, Any] = {}
 
@@ -37,6 +41,17 @@ class Call:
 
     def floating(self, **values: Any) -> list[Array]:
         """The arrays that decide the dtype, in the dtype of the computation: float32, or float64 if one of them is."""
+        return [self.cast(x) for x in self.as_given(**values)]
+
+    def as_given(self, **values: Any) -> list[Array]:
+        """The arrays that decide the dtype of the computation, in their own dtypes."""
+        if len(values) == 1:  # the common case, in short
+            name, value = next(iter(values.items()))
+            plain: Any = self.library.plain  # or mypy would take the value for an object
+            if type(value) is plain and (kind := self._kind(value.dtype) or "") in FLOATS:
+                self.dtype = self.xp.float64 if kind == "float64" else self.xp.float32
+                self._own[name] = value.dtype
+                return [value]
         arrays = {name: self._floating(name, value) for name, value in values.items()}
         deciding = [name for name, value in values.items() if not is_number_like(value)] or [
             name for name, value in values.items() if isinstance(value, np.floating)
@@ -46,11 +61,24 @@ class Call:
         for name, value in values.items():
             own = not is_number_like(value) or not deciding or name in deciding
             self._own[name] = arrays[name].dtype if own else self.dtype
-        return [self.xp.astype(x, self.dtype, copy=False) for x in arrays.values()]
+        return list(arrays.values())
+
+    def cast(self, x: Array) -> Array:
+        """``x`` in the dtype of the computation."""
+        if x.dtype == self.dtype:
+            return x
+        with self.scope():  # a number too large becomes inf, without a warning
+            return self.xp.astype(x, self.dtype)
 
     def real(self, name: str, value: Any) -> Array:
         """An argument of any real dtype, in the dtype of the computation."""
-        if (read := self._foreign(name, value)) is not None:  # as numbers: the library's integers may be narrower
+        return self.cast(self.real_as_given(name, value))
+
+    def real_as_given(self, name: str, value: Any) -> Array:
+        """An argument of any real dtype, in its own where it is an array."""
+        if (
+            known(value) is not self.library and (read := self._foreign(name, value)) is not None
+        ):  # as numbers: the library's integers may be narrower
             if read.dtype.kind == "c" or read.dtype.itemsize > 8:
                 raise TypeError(f"{name} must be boolean, integer or real floating of 16 to 64 bits, got {read.dtype}")
             if read.dtype.kind == "f":
@@ -62,7 +90,7 @@ class Call:
             raise TypeError(f"{name} must be boolean, integer or real floating of 16 to 64 bits, got {x.dtype}")
         if kind in FLOATS:
             self._own[name] = self.dtype if is_number_like(value) else x.dtype
-        return self.xp.astype(x, self.dtype, copy=False)
+        return x
 
     def boolean(self, name: str, value: Any) -> Array:
         x = self._array(name, value)
@@ -75,16 +103,19 @@ class Call:
         return self.valid(name, x, (x < 0) | (x > 1), "in [0, 1]", axis=axis)
 
     def is_floating(self, name: str, value: Any) -> bool:
-        """Whether targets hold probabilities (floating) rather than class indices (integer, boolean)."""
+        """Whether an argument is floating rather than integer or boolean."""
+        return self.array_and_kind(name, value)[1]
+
+    def array_and_kind(self, name: str, value: Any) -> tuple[Array, bool]:
+        """Targets, and whether they hold probabilities (floating) rather than class indices (integer, boolean)."""
         x = self._array(name, value)
         kind = self._kind(x.dtype)
         if kind is None:
             raise TypeError(f"{name} must be integer, boolean or real floating of 16 to 64 bits, got {x.dtype}")
-        return kind in FLOATS
+        return x, kind in FLOATS
 
-    def labels(self, name: str, value: Any, shape: Sequence[int], axis: int, of: Array, of_name: str) -> Array:
-        """Class indices, as signed integers. ``shape`` is that of ``of`` (``of_name``) without the class ``axis``."""
-        y = self._array(name, value)
+    def labels(self, name: str, y: Array, shape: Sequence[int], axis: int, of: Array, of_name: str) -> None:
+        """Checks the shape of class indices: that of ``of`` (``of_name``), ``shape`` without the class ``axis``."""
         if _differ(y.shape, shape):
             hint = ""
             if not _differ(y.shape, of.shape):
@@ -95,6 +126,9 @@ class Call:
                 f"{name} are integer class indices and must have the shape of {of_name} without the class axis, "
                 f"{_shape(shape)}, got {_shape(y.shape)}{hint}"
             )
+
+    def signed(self, y: Array) -> Array:
+        """Class indices as signed integers."""
         signed = self.xp.astype(y, self.library.index_dtype(), copy=False)
         if not self._kind(y.dtype).startswith("uint"):  # type: ignore[union-attr]
             return signed
@@ -121,11 +155,10 @@ class Call:
             raise ValueError(f"{name} must broadcast to the shape of {of}, {_shape(shape)}, got {_shape(given)}")
         return self._broadcast(x, shape)
 
-    def per_class(self, name: str, x: Array, shape: tuple[int, ...], axis: int) -> Array:
-        """One number per class, broadcast to ``shape`` along its class ``axis``."""
-        if _differ(x.shape, (shape[axis],)):
-            raise ValueError(f"{name} must have shape {_shape((shape[axis],))}, one per class, got {_shape(x.shape)}")
-        return self._broadcast(self.xp.reshape(x, (-1,) + (1,) * (len(shape) - 1 - axis)), shape)
+    def per_class(self, name: str, x: Array, classes: int) -> None:
+        """Checks that there is one number per class."""
+        if _differ(x.shape, (classes,)):
+            raise ValueError(f"{name} must have shape {_shape((classes,))}, one per class, got {_shape(x.shape)}")
 
     def _broadcast(self, x: Array, shape: tuple[int, ...]) -> Array:
         return x if tuple(x.shape) == shape else self.xp.broadcast_to(x, shape)
@@ -160,20 +193,22 @@ class Call:
 
     # Making and giving back.
 
-    def apply(self, primitive: Any, *arrays: Array | None) -> Application:
-        return Application(primitive, self.library, arrays)
+    def scope(self) -> AbstractContextManager[Any]:
+        """What the library's arithmetic on arrays runs in."""
+        return self.library.scope(self._like)
 
     def full(self, shape: tuple[int, ...], value: float) -> Array:
         return self.xp.full(shape, value, dtype=self.dtype, **self._placed)
 
     @property
-    def floating_names(self) -> frozenset[str]:
+    def floating_names(self) -> Set[str]:
         """The arguments that are floating arrays."""
-        return frozenset(self._own)
+        return self._own.keys()
 
     def result(self, name: str, x: Array) -> Array:
         """A result in the dtype of that parameter."""
-        return self.library.result(self.xp.astype(x, self._own[name], copy=False))
+        own = self._own[name]
+        return self.library.result(x if x.dtype == own else self.xp.astype(x, own))
 
     def resolution(self, name: str) -> float:
         """The distance from 1 to the next number in the dtype of that parameter."""
@@ -182,11 +217,15 @@ class Call:
         )
 
     def _kind(self, dtype: Any) -> str | None:
-        return _kind(self.xp, dtype)
+        try:
+            return self._kinds[dtype]
+        except KeyError:
+            kind = self._kinds[dtype] = _kind(self.xp, dtype)
+            return kind
 
     def _floating(self, name: str, value: Any) -> Array:
         _present(name, value)
-        if is_number_like(value):
+        if known(value) is None and is_number_like(value):
             numbers_ = _read(name, value)
             if numbers_.dtype.kind not in "fiu" or numbers_.dtype.itemsize > 8:
                 raise TypeError(f"{name} must be real numbers of at most 64 bits, got {numbers_.dtype}")
@@ -200,6 +239,10 @@ class Call:
         return x
 
     def _array(self, name: str, value: Any) -> Array:
+        if type(value) is self.library.plain:
+            return value
+        if known(value) is self.library:
+            return self.library.moved(value, self._placed)
         if (read := self._foreign(name, value)) is not None:
             dtype = self.dtype if is_number_like(value) and read.dtype.kind == "f" else None
             return self.library.asarray(read, dtype, self._placed)
@@ -219,30 +262,37 @@ class Call:
         return None if library_of(value) is self.library else np.asarray(value)
 
 
-def _common_library(arguments: dict[str, Any]) -> Library:
+def _common_library(arguments: dict[str, Any]) -> tuple[Library, Any]:
+    """The library of the call, and one of its arrays."""
     found: dict[Library, str] = {}
     for name, value in arguments.items():
-        if value is None or is_number_like(value):
+        if value is None:
             continue
-        try:
-            library = library_of(value)
-        except TypeError:
-            raise TypeError(
-                f"{name} must be an array, a number or a nested sequence of numbers, got {type(value).__name__}"
-            ) from None
+        library = known(value)
+        if library is None:
+            if is_number_like(value):
+                continue
+            try:
+                library = library_of(value)
+            except TypeError:
+                raise TypeError(
+                    f"{name} must be an array, a number or a nested sequence of numbers, got {type(value).__name__}"
+                ) from None
         if reason := library.refuse(value):
             raise TypeError(f"{name} is {reason}")
-        if any(n is None or n != n for n in value.shape):
+        if library.lazy and any(n is None or n != n for n in value.shape):
             raise ValueError(
                 f"{name} has a size that is not known yet, {tuple(value.shape)}; have it computed first "
                 "(in Dask by compute_chunk_sizes())"
             )
-        found.setdefault(library, name)
+        if library not in found:
+            found[library] = name
     if not found:
-        return library_of(np.empty(0))
-    for library in found:
+        nothing = np.empty(0)
+        return library_of(nothing), nothing
+    for library, name in found.items():
         if all(other is library or library.adopts(other) for other in found):
-            return library
+            return library, arguments[name]
     (one, first), (two, second) = next(
         pair
         for pair in combinations(found.items(), 2)
@@ -288,6 +338,9 @@ def _kind(xp: Any, dtype: Any) -> str | None:
     return None
 
 
+_KINDS: dict[Library, dict[Any, str | None]] = defaultdict(dict)
+
+
 def _present(name: str, value: Any) -> None:
     if value is None:
         raise TypeError(f"{name} must be an array, a number or a nested sequence of numbers, got None")
@@ -331,7 +384,7 @@ def _shape(shape: Sequence[int]) -> str:
 
 
 def _differ(one: Sequence[Any], two: Sequence[Any]) -> bool:
-    return tuple(one) != tuple(two)
+    return one is not two and tuple(one) != tuple(two)
 
 
 def same_shape(name: str, x: Array, of_name: str, of: Array) -> None:
@@ -341,6 +394,8 @@ def same_shape(name: str, x: Array, of_name: str, of: Array) -> None:
 
 def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf, *, above: bool = False) -> float:
     """A finite Python number in [low, high], or (low, high] with ``above``."""
+    if type(value) is float and low <= value <= high and value - value == 0 and not (above and value == low):
+        return value  # the common case, in short
     if isinstance(value, (bool, np.bool)) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a real number, got {type(value).__name__}")
     try:
@@ -356,6 +411,8 @@ def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf
 
 
 def integer(name: str, value: Any) -> int:
+    if type(value) is int:
+        return value
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
     return int(value)
@@ -369,7 +426,7 @@ def choice(name: str, value: Any, options: Sequence[str]) -> str:
 
 def axis_of(axis: Any, x: Array, name: str, fewest: int = 1) -> int:
     """The class axis as a non-negative number."""
-    axis, ndim = integer("axis", axis), int(x.ndim)
+    axis, ndim = integer("axis", axis), x.ndim
     if not -ndim <= axis < ndim:
         raise ValueError(f"axis must be in [{-ndim}, {ndim}) for {name} of shape {_shape(x.shape)}, got {axis}")
     if x.shape[axis] < fewest:

@@ -76,7 +76,7 @@ def pairwise_hinge(
     hinge = Hinge(number("margin", margin))
     pairs = _Pairs(call, positive_scores, negative_scores)
     reduce = Reduction(call, pairs.shape, weights, where, reduction, denominator)
-    return reduce.of(call.apply(hinge, pairs.lead(reduce)), pairs.pull)
+    return reduce.of(reduce.apply(hinge, pairs.lead(reduce)), pairs.pull)
 
 
 @differentiable("positive_scores", "negative_scores")
@@ -137,7 +137,7 @@ def bpr(
     )
     pairs = _Pairs(call, positive_scores, negative_scores)
     reduce = Reduction(call, pairs.shape, weights, where, reduction, denominator)
-    return reduce.of(call.apply(SoftplusCrossEntropy(), pairs.lead(reduce)), pairs.pull)
+    return reduce.of(reduce.apply(SoftplusCrossEntropy(), pairs.lead(reduce)), pairs.pull)
 
 
 class _Pairs:
@@ -160,7 +160,8 @@ class _Pairs:
     def lead(self, reduce: Reduction) -> Array:
         """By how much the positive leads, 0 for a masked pair."""
         positive = self.call.xp.broadcast_to(self.positive, self.shape) if self.many else self.positive
-        return reduce.clean(positive) - reduce.clean(self.negative)
+        with self.call.scope():
+            return reduce.clean(positive) - reduce.clean(self.negative)
 
     def pull(self, gradient: Array, *_: None) -> dict[str, Array | None]:
         return {

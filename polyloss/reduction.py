@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from polyloss.backends import Array
+from polyloss.application import Application, Linear, as_they_are
+from polyloss.backends import Array, Gradients, Wanted
 from polyloss.inputs import Call, choice
 
 __all__ = ["Items", "Loss", "Reduction"]
@@ -21,8 +22,17 @@ class Items(Protocol):
     def value(self) -> Array:
         """The items, differentiable by the library's own autodiff."""
 
-    def value_and_vjp(self, cotangent: Array, wanted: tuple[bool, ...]) -> tuple[Array, tuple[Array | None, ...]]:
+    def value_and_vjp(self, cotangent: Array, wanted: Wanted) -> tuple[Array, Gradients]:
         """The items and the gradients of ``sum(cotangent * items)`` in predictions, targets, and so on."""
+
+    def fused(self, wanted: Wanted | None = None, reduction: Linear | None = None) -> Items | None:
+        """Itself, to be computed by a kernel, weighted and reduced, where there is one."""
+
+    def fused_value(self) -> Array | None:
+        """The value; None: a kernel cannot compute it after all."""
+
+    def fused_value_and_vjp(self) -> tuple[Array, Gradients] | None:
+        """The value and the gradients, likewise."""
 
 
 class Reduction:
@@ -42,7 +52,7 @@ class Reduction:
         self.keep = None if where is None else call.leading("where", call.boolean("where", where), self.shape)
         self.weights = None if weights is None else call.leading("weights", call.real("weights", weights), self.shape)
         self.denominator: Array | int | None = None if denominator is None else self._scalar(denominator)
-        self.mass: Array | None = None
+        self.mass: Callable[[], Array] | None = None
         self.mass_pull: Callable[[Array], dict[str, Array | None]] | None = None
 
     def _scalar(self, denominator: Any) -> Array:
@@ -55,8 +65,8 @@ class Reduction:
         """Masks further items, as ``where`` does."""
         self.keep = keep if self.keep is None else self.keep & keep
 
-    def weigh(self, mass: Array, pull: Callable[[Array], dict[str, Array | None]]) -> None:
-        """Multiplies the items' weights in the denominator (their losses are weighted already).
+    def weigh(self, mass: Callable[[], Array], pull: Callable[[Array], dict[str, Array | None]]) -> None:
+        """``mass()`` multiplies the items' weights in the denominator (their losses are weighted already).
 
         Where the mass depends on a parameter, the mean does so through its denominator as well; ``pull`` takes the
         gradient in the mass to that parameter.
@@ -73,6 +83,19 @@ class Reduction:
             return x
         keep = self.call.xp.expand_dims(self.keep, axis=-1) if rows else self.keep
         return self.call.xp.where(keep, x, self.call.xp.zeros_like(x))
+
+    def apply(
+        self,
+        primitive: Any,
+        *arrays: Array | None,
+        prepare: Callable[..., tuple[Array | None, ...]] = as_they_are,
+        axis: int = -1,
+    ) -> Application:
+        """The primitive on these arrays, as they were given or as ``prepare`` makes them; see `Application`."""
+        call = self.call
+        if axis < 0:
+            axis += arrays[0].ndim  # type: ignore[union-attr]
+        return Application(primitive, call.library, call.dtype, arrays, axis, self.keep, prepare=prepare)
 
     def of(self, items: Items, pull: Callable[..., dict[str, Any]], target: str | None = None) -> Loss:
         """The loss. ``pull`` takes the gradients of the arrays to the parameters; ``target`` names the second array."""
@@ -98,6 +121,25 @@ class Reduction:
         some = denominator != 0
         mean = total / xp.where(some, denominator, xp.ones_like(denominator))
         return xp.where(some, mean, xp.full_like(mean, math.nan))
+
+    def linear(self) -> tuple[Array | None, float | None]:
+        """The weights and the divisor, as a kernel takes them; None: the items are not summed."""
+        if self.kind == "none":
+            return self.weights, None
+        if self.kind == "sum":
+            return self.weights, 1.0
+        divisor = self._divisor()
+        if not isinstance(divisor, int):
+            divisor = self.call.library.stop_gradient(divisor)
+        return self.weights, float(divisor)
+
+    @property
+    def constant(self) -> bool:
+        """Whether the library's autodiff will ask for no derivative in the weights or the denominator."""
+        weights, divisor = self.weights, self.denominator
+        if weights is None and divisor is None:
+            return True
+        return not self.call.library.differentiates(weights, None if isinstance(divisor, int) else divisor)
 
     def cotangent(self) -> Array:
         """The derivative of the value in the items; of their sum for ``"none"``."""
@@ -128,15 +170,17 @@ class Reduction:
         """The sum of the items' weights; their plain count where nothing weighs or masks."""
         w = self.weights
         if self.mass is not None:
-            w = self.mass if w is None else w * self.mass
+            mass = self.mass()
+            w = mass if w is None else w * mass
         if w is None and self.keep is None:
             return math.prod(self.shape)
         if w is None:
             w = self.call.xp.broadcast_to(self.call.full((), 1.0), self.shape)
-        return self.call.library.total(self.clean(w))
+        with self.call.scope():
+            return self.call.library.total(self.clean(w))
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Loss:
     """One loss of one call, not computed yet: a formula that yields its value and its gradients."""
 
@@ -146,26 +190,45 @@ class Loss:
     target: str | None
 
     def value(self) -> Array:
-        return self.reduction.value(self.items.value())
+        reduction = self.reduction
+        if reduction.constant and (fused := self.items.fused(None, reduction)) is not None:
+            value = fused.fused_value()
+            if value is not None:
+                return reduction.call.library.result(value)
+        items = self.items.value()
+        with reduction.call.scope():
+            return reduction.value(items)
 
     @property
-    def floating(self) -> frozenset[str]:
+    def floating(self) -> Set[str]:
         """The parameters that are floating arrays in this call."""
         return self.reduction.call.floating_names
 
     def value_and_gradients(self, wrt: tuple[str, ...]) -> tuple[Array, tuple[Array, ...]]:
         """The value, and the gradients in these parameters."""
+        reduction = self.reduction
         wanted = (True, self.target in wrt)
-        items, gradients = self.items.value_and_vjp(self.reduction.cotangent(), wanted)
-        value = self.reduction.value(items)
+        fused = self.items.fused(wanted, reduction)
+        found = None if fused is None else fused.fused_value_and_vjp()
+        if found is not None:
+            value, gradients = found
+            return reduction.call.library.result(value), self._in_parameters(wrt, gradients, {})
+        with reduction.call.scope():
+            items, gradients = self.items.value_and_vjp(reduction.cotangent(), wanted)
+            value = reduction.value(items)
+            return value, self._in_parameters(wrt, gradients, reduction.mass_gradients(value))
+
+    def _in_parameters(
+        self, wrt: tuple[str, ...], gradients: Gradients, more: dict[str, Array | None]
+    ) -> tuple[Array, ...]:
         pulled = self.pull(*gradients)
-        through_mass = self.reduction.mass_gradients(value)
         found = []
         for name in wrt:
             gradient = pulled[name]
             if callable(gradient):  # not computed for those who do not ask
-                gradient = gradient()
-            if name in through_mass:
-                gradient = gradient + through_mass[name]
+                with self.reduction.call.scope():
+                    gradient = gradient()
+            if name in more:
+                gradient = gradient + more[name]
             found.append(self.reduction.call.result(name, gradient))
-        return value, tuple(found)
+        return tuple(found)

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from polyloss.backends import Array
-from polyloss.dispatch import Application, is_number_like
+from polyloss.application import Application, Linear
+from polyloss.backends import Array, Gradients, Wanted
+from polyloss.dispatch import is_number_like
 from polyloss.gradients import differentiable
 from polyloss.inputs import Call, choice, number, same_shape
 from polyloss.primitives import LseCrossEntropy
@@ -112,30 +113,32 @@ def info_nce(
     if q.shape[0] == 0:  # no rows, and so no others: each would have its own positive alone
         in_batch = symmetric = False
     reduce = Reduction(call, q.shape[:-1], weights, where, reduction, denominator)
-    q, p = reduce.clean(q, rows=True), reduce.clean(p, rows=True)
-    if single:
-        q, p = xp.expand_dims(q, axis=0), xp.expand_dims(p, axis=0)
-    if n is not None and n.ndim == 3 and reduce.keep is not None:
-        n = xp.where(reduce.keep[:, None, None], n, xp.zeros_like(n))
-    similarities, to_embeddings = _similarities(call, q, p, n, in_batch, similarity)
-    t, to_temperature = _temperature(call, temperature)
-    scores = similarities / t
-    labels, mask = _candidates(call, scores, q.shape[0], in_batch, candidate_mask, reduce)
+    with call.scope():
+        q, p = reduce.clean(q, rows=True), reduce.clean(p, rows=True)
+        if single:
+            q, p = xp.expand_dims(q, axis=0), xp.expand_dims(p, axis=0)
+        if n is not None and n.ndim == 3 and reduce.keep is not None:
+            n = xp.where(reduce.keep[:, None, None], n, xp.zeros_like(n))
+        similarities, to_embeddings = _similarities(call, q, p, n, in_batch, similarity)
+        t, to_temperature = _temperature(call, temperature)
+        scores = similarities / t
+        labels, mask = _candidates(call, scores, q.shape[0], in_batch, candidate_mask, reduce)
     items: Any
     if symmetric:
         turned = None if mask is None else xp.matrix_transpose(mask)
         items = _BothWays(
-            call.apply(LseCrossEntropy(), scores, labels, None, mask),
-            call.apply(LseCrossEntropy(), xp.matrix_transpose(scores), labels, None, turned),
+            reduce.apply(LseCrossEntropy(), scores, labels, None, mask),
+            reduce.apply(LseCrossEntropy(), xp.matrix_transpose(scores), labels, None, turned),
         )
     elif single:
-        items = call.apply(LseCrossEntropy(), scores[0, :], labels[0], None, None if mask is None else mask[0, :])
+        items = reduce.apply(LseCrossEntropy(), scores[0, :], labels[0], None, None if mask is None else mask[0, :])
     else:
-        items = call.apply(LseCrossEntropy(), scores, labels, None, mask)
+        items = reduce.apply(LseCrossEntropy(), scores, labels, None, mask)
 
     def pull(gradient: Array, *_: None) -> dict[str, Callable[[], Array]]:
         g = xp.expand_dims(gradient, axis=0) if single else gradient
-        pulled = to_embeddings(g / t)
+        with call.scope():
+            pulled = to_embeddings(g / t)
         if single:
             of_queries, of_positives = pulled["queries"], pulled["positives"]
             pulled |= {"queries": lambda: of_queries()[0, :], "positives": lambda: of_positives()[0, :]}
@@ -268,7 +271,23 @@ class _BothWays:
     def value(self) -> Array:
         return (self.rows.value() + self.columns.value()) / 2
 
-    def value_and_vjp(self, cotangent: Array, wanted: tuple[bool, ...]) -> tuple[Array, tuple[Array | None, ...]]:
+    def value_and_vjp(self, cotangent: Array, wanted: Wanted) -> tuple[Array, Gradients]:
         row, (g, *_) = self.rows.value_and_vjp(cotangent / 2, wanted)
         column, (h, *_) = self.columns.value_and_vjp(cotangent / 2, wanted)
         return (row + column) / 2, (g + self.columns.library.xp.matrix_transpose(h),)
+
+    def fused(self, wanted: Wanted | None = None, reduction: Linear | None = None) -> _BothWays | None:
+        rows = self.rows.fused(wanted, reduction, 0.5)
+        columns = self.columns.fused(wanted, reduction, 0.5)
+        return None if rows is None or columns is None else self
+
+    def fused_value(self) -> Array | None:
+        row, column = self.rows.fused_value(), self.columns.fused_value()
+        return None if row is None or column is None else (row + column) / 2
+
+    def fused_value_and_vjp(self) -> tuple[Array, Gradients] | None:
+        row, column = self.rows.fused_value_and_vjp(), self.columns.fused_value_and_vjp()
+        if row is None or column is None:
+            return None
+        (one, (g, *_)), (two, (h, *_)) = row, column
+        return (one + two) / 2, (g + self.columns.library.xp.matrix_transpose(h),)

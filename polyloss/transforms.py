@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import ParamSpec
 
 from polyloss import dispatch
+from polyloss.application import Application
 from polyloss.backends import Array
 from polyloss.docstrings import complete
 from polyloss.inputs import Call, axis_of, last_axis_to, to_last_axis
@@ -96,7 +97,7 @@ def log_sigmoid(x: Array) -> Array:
     """
     call = Call(x=x)
     (v,) = call.floating(x=x)
-    return call.result("x", -call.apply(SoftplusCrossEntropy(), v).value())
+    return call.result("x", -_softplus_of_minus(call, v))
 
 
 @_quietly
@@ -129,7 +130,11 @@ def softplus(x: Array) -> Array:
     """
     call = Call(x=x)
     (v,) = call.floating(x=x)
-    return call.result("x", call.apply(SoftplusCrossEntropy(), -v).value())
+    return call.result("x", _softplus_of_minus(call, -v))
+
+
+def _softplus_of_minus(call: Call, v: Array) -> Array:
+    return Application(SoftplusCrossEntropy(), call.library, call.dtype, (v,), 0).value()
 
 
 @_quietly

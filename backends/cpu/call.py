@@ -1,0 +1,67 @@
+"""What the calls of all kernels have in common: who runs them, and where they leave their value."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import numpy as np
+
+from polyloss.backends import Array, InvalidTarget, Work
+from polyloss.backends.cpu import threads
+from polyloss.backends.cpu.compiled import Kernel
+from polyloss.backends.numpy import address_of
+
+__all__ = ["FLOATS", "WHOLE", "WIDE", "operand", "run", "space", "value_of"]
+
+WIDE = {"float32": "float32", "float64": "float64", "float16": "float32", "bfloat16": "float32"}
+"""The floats that may lie in memory, and what they become in registers, in sums and in row statistics."""
+
+FLOATS = frozenset(WIDE)
+WHOLE = frozenset(["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"])
+
+CUTOFF = 1 << 16
+"""Elements from which on several threads are worth waking: about 50 us of work for one."""
+
+
+def run(work: Work, kernel: Kernel, parameters: bytes, blocks: int, size: int) -> None:
+    """The kernel over all its blocks; ``size`` elements in all."""
+    count = 1
+    if size >= CUTOFF:
+        own, most = work.library.threads(), threads.limit()
+        count = most if own is None else min(own, most)
+    if count == 1:
+        bad = kernel(parameters, 0, blocks)
+    else:
+        bad = threads.run(functools.partial(kernel, parameters), blocks, count)
+    if bad and not work.poison:
+        raise InvalidTarget
+
+
+def space(work: Work, shape: tuple[int, ...], blocks: int) -> tuple[Any, int, int]:
+    """For the value: items, or a partial sum of them for every block; and the address of each (0: not that)."""
+    if work.divisor is None:
+        items = work.library.empty(shape, work.dtype, work.arrays[0])
+        return items, work.library.address(items), 0
+    partial = np.empty(blocks)
+    return partial, 0, address_of(partial)
+
+
+def value_of(work: Work, left: Any) -> Any:
+    """The value that a kernel left in its `space`."""
+    divisor = work.divisor
+    if divisor is None or left is None:
+        return left
+    total = left.item() if left.size == 1 else float(np.sum(left))  # pairwise, in one order
+    return total / divisor if divisor else math.nan
+
+
+def operand(work: Work, x: Array, shape: tuple[int, ...], dtype: Any = None) -> Array:
+    """``x`` broadcast to that shape, contiguous, in that dtype."""
+    library = work.library
+    if x.shape != shape:
+        x = library.xp.broadcast_to(x, shape)
+    if dtype is not None and x.dtype != dtype:
+        x = library.xp.astype(x, dtype)
+    return x if library.is_contiguous(x) else library.contiguous(x)

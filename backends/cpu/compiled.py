@@ -1,0 +1,189 @@
+"""Kernels as machine code: compiled by Numba once, kept on disk, and loaded without Numba.
+
+Numba turns the Python of a kernel into LLVM's language, and llvmlite turns that into machine code, which is a kernel's
+file in the cache. Numba's own cache would not do: it takes a kernel for unchanged when a helper in another file was
+edited, fails where no folder can be written, and needs Numba itself to be imported (0.3 s) and set up (0.3 s) to load
+anything. Here a file's name is the hash of everything that its contents depend on: every source file of this package,
+the versions of Python, Numba and llvmlite, and the processor. So a file can never be stale, and one that is damaged or
+cannot be written is made anew.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import importlib
+import os
+import platform
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+
+from polyloss.backends import Unavailable
+
+__all__ = ["Kernel", "assembly", "failures", "folder", "kernel", "language", "processor"]
+
+Kernel = Callable[[bytes, int, int], int]
+"""``kernel(parameters, start, stop)`` treats these blocks, without the GIL, and returns 1 if a target is invalid."""
+
+_SIGNATURE = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64)
+_NAME = "polyloss_kernel"
+_lock = threading.RLock()
+_loaded: dict[tuple[Any, ...], Kernel] = {}
+failures: dict[tuple[Any, ...], str] = {}
+"""Why a kernel could not be made."""
+_engines: list[Any] = []  # they own the machine code
+
+
+def kernel(module: str, *options: Any) -> Kernel:
+    """The kernel that ``build(*options)`` of that module of this package makes."""
+    key = module, *options
+    return _loaded.get(key) or _first(key)
+
+
+def _first(key: tuple[Any, ...]) -> Kernel:
+    with _lock:
+        if key not in _loaded:
+            if key in failures:
+                raise Unavailable(failures[key])
+            try:
+                _loaded[key] = _load(_cached(key))
+            except Exception as error:  # of Numba, LLVM or the system; the formula takes over, and the report says why
+                failures[key] = f"{type(error).__name__}: {error}"
+                raise Unavailable(failures[key]) from error
+        return _loaded[key]
+
+
+def folder() -> Path | None:
+    """Where compiled kernels are kept; None where there is no such place."""
+    if given := os.environ.get("POLYLOSS_CACHE_DIR"):
+        return Path(given)
+    try:
+        if sys.platform == "win32":
+            base = Path(os.environ["LOCALAPPDATA"])
+        elif sys.platform == "darwin":
+            base = Path.home() / "Library" / "Caches"
+        else:
+            base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except (KeyError, RuntimeError):  # no home
+        return None
+    return base / "polyloss"
+
+
+@functools.cache
+def processor() -> tuple[str, str]:
+    """The name and the features of this machine's processor, as LLVM knows them."""
+    return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+
+
+@functools.cache
+def _fingerprint() -> str:
+    """A hash of all that compiled code depends on beside the kernel's options."""
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    facts = (platform.machine(), sys.platform, platform.python_version(), version("numba"), version("llvmlite"))
+    digest.update(repr((facts, processor())).encode())
+    return digest.hexdigest()[:32]
+
+
+def _cached(key: tuple[Any, ...]) -> bytes:
+    """The machine code: from its file, or compiled and, if possible, written there."""
+    where = folder()
+    if where is None:
+        return _compile(key)
+    path = where / f"{'-'.join(map(str, key))}-{_fingerprint()}.o"
+    try:
+        checksum, code = (content := path.read_bytes())[:32], content[32:]
+        if hashlib.sha256(code).digest() == checksum:
+            return code
+    except OSError:
+        pass
+    code = _compile(key)
+    try:
+        where.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=where, delete=False) as file:
+            file.write(hashlib.sha256(code).digest() + code)
+        os.replace(file.name, path)  # at once: no other process ever sees a part
+    except OSError:
+        pass  # a read-only file system: compiled anew in every process
+    return code
+
+
+def _machine() -> Any:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    name, features = processor()
+    target = llvm.Target.from_default_triple()
+    return target.create_target_machine(cpu=name, features=features, opt=3, jit=True)
+
+
+def language(key: tuple[Any, ...]) -> str:
+    """The kernel in LLVM's language, optimised, as a function of the name and signature that `_load` expects."""
+    import numba
+    from numba import types
+
+    module, *options = key
+    build = importlib.import_module(f"polyloss.backends.cpu.{module}").build
+    function = build(*options)
+    signature = types.int64(types.voidptr, types.int64, types.int64)
+    compiled = numba.cfunc(signature, error_model="numpy", fastmath={"contract", "nsz"})(function)
+    inner = compiled.native_name.removeprefix("cfunc.")
+    # Numba's own entry would report exceptions by Python's C API; a kernel has none, and must need nothing of Python.
+    return f"""{compiled.inspect_llvm()}
+
+define i64 @{_NAME}(ptr %fields, i64 %start, i64 %stop) {{
+  %result = alloca i64
+  %exception = alloca ptr
+  %status = call i32 @{inner}(ptr %result, ptr %exception, ptr %fields, i64 %start, i64 %stop)
+  %value = load i64, ptr %result
+  ret i64 %value
+}}
+"""
+
+
+def _module(key: tuple[Any, ...]) -> Any:
+    module = llvm.parse_assembly(language(key))
+    for function in module.functions:
+        if not function.is_declaration and function.name != _NAME:
+            function.linkage = "internal"
+    passes = llvm.create_new_module_pass_manager()
+    passes.add_global_dead_code_eliminate_pass()
+    passes.run(module, llvm.create_pass_builder(_machine(), llvm.create_pipeline_tuning_options()))
+    return module
+
+
+def assembly(key: tuple[Any, ...]) -> str:
+    """The machine code in words, for those who want to see whether a loop uses vectors."""
+    return str(_machine().emit_assembly(_module(key)))
+
+
+def _compile(key: tuple[Any, ...]) -> bytes:
+    return bytes(_machine().emit_object(_module(key)))
+
+
+def _load(code: bytes) -> Kernel:
+    empty = llvm.parse_assembly("")
+    engine = llvm.create_mcjit_compiler(empty, _machine())
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    address = engine.get_function_address(_NAME)
+    _engines.append(engine)
+    return _SIGNATURE(address)
+
+
+def _after_fork() -> None:
+    """Another thread of the parent may have held the lock."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

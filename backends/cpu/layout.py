@@ -1,0 +1,43 @@
+"""How arrays lie in memory: the strides that a kernel walks along, or None where it takes a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["merged", "rows_of"]
+
+Strides = tuple[int, ...]
+
+
+def merged(shape: Sequence[int], *operands: Strides) -> tuple[list[int], list[list[int]]]:
+    """The axes as few as possible: neighbours become one where every operand steps through them evenly."""
+    sizes: list[int] = []
+    steps: list[list[int]] = [[] for _ in operands]
+    for i, n in enumerate(shape):
+        if n == 1:
+            continue
+        if sizes and all(s[-1] == operand[i] * n for s, operand in zip(steps, operands)):
+            sizes[-1] *= n
+            for s, operand in zip(steps, operands):
+                s[-1] = operand[i]
+        else:
+            sizes.append(n)
+            for s, operand in zip(steps, operands):
+                s.append(operand[i])
+    return sizes, steps
+
+
+def rows_of(shape: Sequence[int], strides: Strides, axis: int) -> tuple[int, int, int, int] | None:
+    """``(outer step, inner step, class step, inner)`` of the rows along ``axis``; see `fields.Lse`."""
+    before, (to_outer,) = merged(shape[:axis], strides[:axis])
+    after, (to_inner,) = merged(shape[axis + 1 :], strides[axis + 1 :])
+    if not after:  # the rows of the last axis are inner ones, so that lanes may run along them
+        before, to_outer, after, to_inner = before[:-1], to_outer[:-1], before[-1:], to_outer[-1:]
+    if len(before) > 1 or len(after) > 1:
+        return None
+    return (
+        to_outer[0] if to_outer else 0,
+        to_inner[0] if to_inner else 0,
+        strides[axis] if shape[axis] > 1 else 1,
+        after[0] if after else 1,
+    )

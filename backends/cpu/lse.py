@@ -1,0 +1,167 @@
+"""The log-sum-exp cross-entropy on its kernels: which of `rows`, `soft` and `lanes`, on arrays seen how."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+from polyloss.backends import Array, Gradients, Library, Work
+from polyloss.backends.cpu import compiled
+from polyloss.backends.cpu.call import FLOATS, WHOLE, operand, run, space, value_of
+from polyloss.backends.cpu.fields import FEW, LANES, LSE_BLOCK, LSE_LAYOUT, ROWS
+from polyloss.backends.cpu.layout import rows_of
+
+__all__ = ["Lse"]
+
+_pack = LSE_BLOCK.pack
+Steps = tuple[int, int, int, int]  # outer, inner, class; the number of inner rows
+
+
+class Plan(NamedTuple):
+    """What the layout alone decides."""
+
+    form: str  # "rows" or "lanes"
+    classes: int
+    rows: int
+    blocks: int
+    layout: bytes
+
+
+def _planned(form: str, classes: int, rows: int, x: Steps, g: Steps) -> Plan:
+    inner = x[3]
+    blocks = -(-rows // ROWS) if form == "rows" else rows // inner * -(-inner // LANES)
+    return Plan(form, classes, rows, blocks, LSE_LAYOUT.pack(*x[:3], inner, rows, classes, *g[:3]))
+
+
+@functools.lru_cache(maxsize=512)
+def _contiguous(shape: tuple[int, ...], soft: bool) -> Plan:
+    """The plan for contiguous predictions with the classes last."""
+    *items, classes = shape
+    rows = math.prod(items)
+    steps = (0, classes, 1, rows)
+    return _planned("lanes" if classes <= FEW and not soft else "rows", classes, rows, steps, steps)
+
+
+class Lse:
+    """The kernel for log-sum-exp cross-entropy."""
+
+    def takes(self, work: Work, kind: str) -> bool:
+        x, targets, c, mask = work.arrays
+        axis, shape, stored = work.axis, x.shape, work.library.stored
+        target_kind = stored(targets) or ""
+        if target_kind in WHOLE:
+            fits = targets.shape == shape[:axis] + shape[axis + 1 :]
+        else:
+            fits = target_kind in FLOATS and targets.shape == shape
+        if c is not None:
+            fits = fits and stored(c) in FLOATS and c.shape == shape[axis : axis + 1]
+        if mask is not None:
+            fits = fits and stored(mask) == "bool"
+        work.stored = kind, target_kind
+        return bool(fits)
+
+    def value(self, work: Work, *, residuals: bool = False) -> tuple[Any, tuple[Array, ...]]:
+        value, _, kept = self._compute(work, True, False, () if residuals else None)
+        return value, kept
+
+    def vjp(self, work: Work, residuals: tuple[Array, ...]) -> Gradients:
+        return self._compute(work, False, True, residuals)[1]
+
+    def value_and_vjp(self, work: Work) -> tuple[Any, Gradients]:
+        value, gradients, _ = self._compute(work, True, True, None)
+        return value, gradients
+
+    def _compute(
+        self, work: Work, value: bool, gradient: bool, residuals: tuple[Array, ...] | None
+    ) -> tuple[Any, Gradients, tuple[Array, ...]]:
+        """``residuals``: () asks for them, None does without, and others are used."""
+        library, primitive, axis = work.library, work.primitive, work.axis
+        x, y, c, mask = work.arrays
+        kind, target_kind = work.stored
+        e = primitive.label_smoothing
+        dense = target_kind in FLOATS
+        soft = dense or mask is not None or e != 0
+        if axis == x.ndim - 1 and library.is_contiguous(x):
+            g = library.empty(x.shape, x.dtype, x) if gradient else None
+            plan = _contiguous(x.shape, soft)
+        else:
+            x, g, plan = _laid_out(library, x, axis, kind, soft, gradient)
+        items = work.arrays[0].shape[:axis] + work.arrays[0].shape[axis + 1 :] if dense else y.shape
+        if dense:
+            y = _classes_last(library, y, axis)
+        elif target_kind != "int64":
+            y = library.xp.astype(y, library.xp.int64)
+        y = y if library.is_contiguous(y) else library.contiguous(y)
+        c = c if c is None else operand(work, c, (plan.classes,), work.dtype)
+        w = work.weights if work.weights is None else operand(work, work.weights, items, work.dtype)
+        keep = work.keep if work.keep is None else operand(work, work.keep, items)
+        mask, mask_step = (None, 0) if mask is None else _class_mask(work, mask, items, plan.classes)
+        left, items_at, sums_at = space(work, items, plan.blocks) if value else (None, 0, 0)
+        if residuals == ():
+            residuals = tuple(library.empty((plan.rows,), work.dtype, x) for _ in range(2))
+        top, others = residuals or (None, None)
+        at = library.address
+        parameters = _pack(
+            at(x),
+            0 if dense else at(y),
+            at(y) if dense else 0,
+            0 if c is None else at(c),
+            0 if mask is None else at(mask),
+            0 if w is None else at(w),
+            0 if keep is None else at(keep),
+            items_at,
+            sums_at,
+            0 if top is None else at(top),
+            0 if others is None else at(others),
+            0 if g is None else at(g),
+            mask_step,
+            1 - e,
+            e,
+            primitive.z_loss,
+            work.factor,
+        )
+        if soft:
+            options = kind, target_kind if dense else "int64", mask is not None, c is not None
+            kernel = compiled.kernel("soft", *options, value, gradient)
+        else:
+            kernel = compiled.kernel(plan.form, kind, value, gradient)
+        run(work, kernel, parameters + plan.layout, plan.blocks, plan.rows * plan.classes)
+        if g is not None and x is not work.arrays[0]:  # a copy with the classes last
+            g = _classes_back(library, g, axis)
+        return value_of(work, left), (g, None, None, None), residuals or ()
+
+
+def _laid_out(
+    library: Library, x: Array, axis: int, kind: str, soft: bool, gradient: bool
+) -> tuple[Array, Array | None, Plan]:
+    """Predictions that a kernel walks along as they are, or a copy with the classes last; an array for the gradient."""
+    classes, rows = x.shape[axis], math.prod(x.shape) // x.shape[axis]
+    steps = rows_of(x.shape, library.strides(x), axis)
+    if steps is not None:
+        g = library.xp.empty_like(x) if gradient else None
+        g_steps = steps if g is None else rows_of(x.shape, library.strides(g), axis)
+        if g_steps is not None and g_steps[3] == steps[3]:
+            if steps[2] == g_steps[2] == 1 and (soft or classes > FEW):
+                return x, g, _planned("rows", classes, rows, steps, g_steps)
+            side_by_side = steps[1] == g_steps[1] == 1 and steps[3] >= LANES // 4 and kind in ("float32", "float64")
+            if not soft and (classes <= FEW or side_by_side):
+                return x, g, _planned("lanes", classes, rows, steps, g_steps)
+    x = library.contiguous(_classes_last(library, x, axis))
+    return x, library.empty(x.shape, x.dtype, x) if gradient else None, _contiguous(x.shape, soft)
+
+
+def _classes_last(library: Library, x: Array, axis: int) -> Array:
+    return library.xp.permute_dims(x, (*range(axis), *range(axis + 1, x.ndim), axis))
+
+
+def _classes_back(library: Library, x: Array, axis: int) -> Array:
+    last = x.ndim - 1
+    return library.xp.permute_dims(x, (*range(axis), last, *range(axis, last)))
+
+
+def _class_mask(work: Work, mask: Array, items: tuple[int, ...], classes: int) -> tuple[Array, int]:
+    """The mask, one row of it where all are the same, and the step from row to row."""
+    if not any(step for n, step in zip(items, work.library.strides(mask)) if n > 1):
+        return operand(work, mask[(0,) * len(items)], (classes,)), 0
+    return operand(work, mask, (*items, classes)), classes
