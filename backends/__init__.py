@@ -101,6 +101,7 @@ class Work:
     weights: Array | None = None  # one factor for each item, broadcast to the items
     divisor: float | None = None  # None: the items are wanted; a number: the sum of the weighted items over it
     scale: float = 1.0  # of the gradient alone, beside weights and divisor
+    disposable: bool = False  # in `Kernel.value_and_vjp` the gradient may take the place of the predictions
     poison: bool = False  # an invalid label makes its item NaN, instead of raising `InvalidTarget`
     stored: tuple[str, ...] = ()  # what `Library.stored` says of predictions and targets, once a kernel has asked
 
@@ -117,6 +118,7 @@ class Work:
             self.weights,
             self.divisor,
             self.scale,
+            self.disposable,
             self.poison,
             self.stored,
         )
@@ -160,6 +162,9 @@ class Kernels(Protocol):
 
     def take(self, work: Work) -> Kernel | None:
         """The kernel for this work, or None where there is none: then the formula is used."""
+
+    def transform(self, name: str, library: Library, x: Array) -> Array | None:
+        """`polyloss.transforms` of that name, of floating x along its last axis and in its dtype, or None."""
 
     def report(self) -> str:
         """What a user should know of how they run here."""
@@ -285,6 +290,10 @@ class Library:
     def matmul(self, a: Array, b: Array) -> Array:
         """The matrix product, in the full precision of its factors."""
         return self.xp.matmul(a, b)
+
+    def divided(self, x: Array, y: Any) -> Array:
+        """``x / y`` for a large array of our own, whose place it may take."""
+        return x / y
 
     # Who differentiates.
 

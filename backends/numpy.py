@@ -47,6 +47,9 @@ class NumPy(Library):
     def sum(self, x: Array) -> Array:
         return np.sum(np.ascontiguousarray(x), axis=-1) if np.ndim(x) else x
 
+    def divided(self, x: Array, y: Any) -> Array:
+        return np.divide(x, y, out=x)
+
     def gather(self, c: Array, labels: Array) -> Array:
         return np.where((labels >= 0) & (labels < c.size), np.take(c, labels, mode="clip"), 0)
 

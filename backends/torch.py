@@ -73,6 +73,9 @@ class Torch(Library):
                 return _MatMul.apply(a, b)
             return torch.matmul(a, b)
 
+    def divided(self, x: Array, y: Any) -> Array:
+        return x / y if self.differentiates(x, y) or not _is_plain(x) else x.div_(y)
+
     def scope(self, x: Array) -> AbstractContextManager[Any]:
         # Autocast would run the matrix products of float32 embeddings in 16 bits.
         kind = x.device.type
@@ -84,7 +87,7 @@ class Torch(Library):
         return x.detach()
 
     def differentiates(self, *arrays: Array | None) -> bool:
-        return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in arrays)
+        return torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in arrays)
 
     def apply(self, primitive: Primitive, *arrays: Array | None) -> Array:
         if not all(x is None or _is_plain(x) for x in arrays):

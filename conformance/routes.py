@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 import polyloss
+from polyloss.dispatch import generic
 
 __all__ = ["ROUTES", "from_numpy", "installed", "to_numpy", "wide"]
 
@@ -127,10 +128,20 @@ def _jax(transform: str) -> Route:
     return route
 
 
+def _generic(route: Route) -> Route:
+    def without_kernels(*args: Any, **kwargs: Any) -> tuple[np.ndarray, np.ndarray]:
+        with generic():
+            return route(*args, **kwargs)
+
+    return without_kernels
+
+
 ROUTES: dict[str, tuple[str, Route]] = {
     "numpy formula": ("numpy", _formula("numpy")),
+    "numpy generic": ("numpy", _generic(_formula("numpy"))),
     "torch formula": ("torch", _formula("torch")),
     "torch backward": ("torch", _torch("backward")),
+    "torch generic": ("torch", _generic(_torch("backward"))),
     "torch func": ("torch", _torch("func")),
     "torch compile": ("torch", _torch("compile")),
     "jax vjp": ("jax", _jax("vjp")),
@@ -138,4 +149,7 @@ ROUTES: dict[str, tuple[str, Route]] = {
     "strict formula": ("array_api_strict", _formula("array_api_strict")),
     "dask formula": ("dask", _formula("dask")),
 }
-"""The library and the route, by name. A formula is `polyloss.value_and_grad`; the others are the library's autodiff."""
+"""The library and the route, by name.
+
+A formula is `polyloss.value_and_grad`; the others are the library's autodiff. "Generic" uses no kernel.
+"""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import pytest
 
 from polyloss.conformance.accuracy import cases, jacobian_shares, share, transform_shares
 from polyloss.conformance.routes import ROUTES, installed
+from polyloss.dispatch import generic
 
 COMPILED = ("-10-", "-1000-", "-128000-")  # torch.compile takes seconds a shape: not every size
 
@@ -27,9 +29,11 @@ def test_values_and_gradients_are_within_the_budget(name: str, record_property: 
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("path", ["kernel", "generic"])
 @pytest.mark.parametrize("library", installed())
-def test_transforms_are_within_the_budget(library: str, dtype: str) -> None:
-    used = transform_shares(library, dtype)
+def test_transforms_are_within_the_budget(library: str, path: str, dtype: str) -> None:
+    with generic() if path == "generic" else contextlib.nullcontext():
+        used = transform_shares(library, dtype)
     assert all(part <= 1 for part in used.values()), used
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,12 +14,25 @@ from hypothesis import strategies as st
 import polyloss
 from polyloss.conformance.losses import LOSSES, Row
 from polyloss.conformance.routes import from_numpy, installed, to_numpy
+from polyloss.dispatch import generic
 
 EXAMPLES = {"numpy": 30, "torch": 15, "array_api_strict": 8, "dask": 4, "jax": 3}  # by what one call costs
 RESOLUTION = {"float64": 1e-13, "float32": 4e-6}
 
 every_loss = pytest.mark.parametrize("name", LOSSES)
-every_library = pytest.mark.parametrize("library", installed())
+every_library = pytest.mark.parametrize(
+    ("library", "path"),
+    [pytest.param(name, "kernel", id=name) for name in installed()]
+    + [pytest.param(name, "generic", id=f"{name} generic") for name in installed() if name in ("numpy", "torch")],
+    indirect=["path"],
+)
+
+
+@pytest.fixture(autouse=True)
+def path(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Laws hold of kernels and of the formula, where a library has both."""
+    with generic() if getattr(request, "param", "") == "generic" else contextlib.nullcontext():
+        yield
 
 
 def value_and_gradients(

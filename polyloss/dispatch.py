@@ -31,6 +31,7 @@ __all__ = [
     "library_of",
     "plain_library",
     "scope",
+    "transform",
 ]
 
 LIBRARIES = ("numpy", "cupy", "torch", "jax", "dask")
@@ -118,6 +119,12 @@ def kernels_for(library: Library, x: Array) -> Kernels | None:
     """The kernels for the memory that holds ``x``."""
     memory = library.memory(x)
     return None if memory is None or _generic.get() else kernels(memory)
+
+
+def transform(name: str, library: Library, x: Array) -> Array | None:
+    """A transform of x by a kernel, where there is one and no derivative of it may be asked for."""
+    kernels = kernels_for(library, x)
+    return None if kernels is None else kernels.transform(name, library, x)
 
 
 _BY_TYPE: dict[type, Library] = {}

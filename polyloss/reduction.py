@@ -90,12 +90,18 @@ class Reduction:
         *arrays: Array | None,
         prepare: Callable[..., tuple[Array | None, ...]] = as_they_are,
         axis: int = -1,
+        disposable: bool = False,
     ) -> Application:
-        """The primitive on these arrays, as they were given or as ``prepare`` makes them; see `Application`."""
+        """The primitive on these arrays, as they were given or as ``prepare`` makes them; see `Application`.
+
+        ``disposable``: the predictions are the loss's own, and not needed once the gradient is known.
+        """
         call = self.call
         if axis < 0:
             axis += arrays[0].ndim  # type: ignore[union-attr]
-        return Application(primitive, call.library, call.dtype, arrays, axis, self.keep, prepare=prepare)
+        application = Application(primitive, call.library, call.dtype, arrays, axis, self.keep, prepare=prepare)
+        application.disposable = disposable
+        return application
 
     def of(self, items: Items, pull: Callable[..., dict[str, Any]], target: str | None = None) -> Loss:
         """The loss. ``pull`` takes the gradients of the arrays to the parameters; ``target`` names the second array."""

@@ -120,29 +120,23 @@ def info_nce(
         if n is not None and n.ndim == 3 and reduce.keep is not None:
             n = xp.where(reduce.keep[:, None, None], n, xp.zeros_like(n))
         similarities, to_embeddings = _similarities(call, q, p, n, in_batch, similarity)
-        t, to_temperature = _temperature(call, temperature)
-        scores = similarities / t
+        t = _temperature(call, temperature)
+        scores = call.library.divided(similarities, t)
         labels, mask = _candidates(call, scores, q.shape[0], in_batch, candidate_mask, reduce)
     items: Any
     if symmetric:
         turned = None if mask is None else xp.matrix_transpose(mask)
         items = _BothWays(
             reduce.apply(LseCrossEntropy(), scores, labels, None, mask),
-            reduce.apply(LseCrossEntropy(), xp.matrix_transpose(scores), labels, None, turned),
+            reduce.apply(LseCrossEntropy(), xp.matrix_transpose(scores), labels, None, turned, disposable=True),
         )
     elif single:
         items = reduce.apply(LseCrossEntropy(), scores[0, :], labels[0], None, None if mask is None else mask[0, :])
     else:
-        items = reduce.apply(LseCrossEntropy(), scores, labels, None, mask)
+        items = reduce.apply(LseCrossEntropy(), scores, labels, None, mask, disposable=True)
 
     def pull(gradient: Array, *_: None) -> dict[str, Callable[[], Array]]:
-        g = xp.expand_dims(gradient, axis=0) if single else gradient
-        with call.scope():
-            pulled = to_embeddings(g / t)
-        if single:
-            of_queries, of_positives = pulled["queries"], pulled["positives"]
-            pulled |= {"queries": lambda: of_queries()[0, :], "positives": lambda: of_positives()[0, :]}
-        return {**pulled, "temperature": lambda: to_temperature(g, scores)}
+        return to_embeddings(xp.expand_dims(gradient, axis=0) if single else gradient, t, single)
 
     return reduce.of(items, pull)
 
@@ -175,8 +169,12 @@ def _layout(q: Array, p: Array, n: Array | None, in_batch: bool | None, symmetri
 
 def _similarities(
     call: Call, q: Array, p: Array, n: Array | None, in_batch: bool, similarity: str
-) -> tuple[Array, Callable[[Array], dict[str, Callable[[], Array]]]]:
-    """Similarity of each query to its candidates [N, C], and its pullback to the embeddings."""
+) -> tuple[Array, Callable[[Array, Any, bool], dict[str, Callable[[], Array]]]]:
+    """Similarity of each query to its candidates [N, C].
+
+    And the pullback: from the gradient in the scores, the similarities over a temperature, to embeddings and
+    temperature. What is large is divided by nothing there: the temperature divides the results.
+    """
     xp, library = call.xp, call.library
     backs: list[Callable[[Array], Array]] = [lambda g: g] * 3
     if similarity == "cosine":
@@ -195,37 +193,40 @@ def _similarities(
         parts.append(library.matmul(n, xp.expand_dims(q, axis=-1))[..., 0])
     width = parts[0].shape[-1]
 
-    def to_queries(gp: Array, gn: Array) -> Array:
+    def to_q(gp: Array, gn: Array) -> Array:
         g = library.matmul(gp, p) if in_batch else gp * p
         if n is not None and n.ndim == 2:
             g = g + library.matmul(gn, n)
         elif n is not None:
             g = g + library.matmul(xp.expand_dims(gn, axis=-2), n)[:, 0, :]
-        return backs[0](g)
+        return g
 
-    def to_positives(gp: Array) -> Array:
-        return backs[1](library.matmul(xp.matrix_transpose(gp), q) if in_batch else gp * q)
+    def to_p(gp: Array) -> Array:
+        return library.matmul(xp.matrix_transpose(gp), q) if in_batch else gp * q
 
-    def to_negatives(gn: Array) -> Array:
+    def to_n(gn: Array) -> Array:
         if n.ndim == 2:  # type: ignore[union-attr]
-            return backs[2](library.matmul(xp.matrix_transpose(gn), q))
-        return backs[2](xp.expand_dims(gn, axis=-1) * xp.expand_dims(q, axis=-2))
+            return library.matmul(xp.matrix_transpose(gn), q)
+        return xp.expand_dims(gn, axis=-1) * xp.expand_dims(q, axis=-2)
 
-    def pull(g: Array) -> dict[str, Callable[[], Array]]:
+    def pull(g: Array, t: Any, single: bool) -> dict[str, Callable[[], Array]]:
         gp, gn = g[:, :width], g[:, width:]
+        one = (0, slice(None)) if single else ...
         return {
-            "queries": lambda: to_queries(gp, gn),
-            "positives": lambda: to_positives(gp),
-            "negatives": lambda: to_negatives(gn),
+            "queries": lambda: backs[0](to_q(gp, gn) / t)[one],
+            "positives": lambda: backs[1](to_p(gp) / t)[one],
+            "negatives": lambda: backs[2](to_n(gn) / t),
+            # sum(g * scores) = sum(q * to_q) / t
+            "temperature": lambda: -library.total(q * to_q(gp, gn)) / t / t,
         }
 
     return parts[0] if len(parts) == 1 else xp.concat(parts, axis=-1), pull
 
 
-def _temperature(call: Call, temperature: Any) -> tuple[Any, Callable[[Array, Array], Array]]:
-    """The temperature, and the pullback from the scores (similarity / temperature) to it."""
+def _temperature(call: Call, temperature: Any) -> Any:
+    """The temperature: a number, or a 0-d array and then differentiable."""
     if is_number_like(temperature):
-        return number("temperature", temperature, 0, above=True), lambda g, scores: g
+        return number("temperature", temperature, 0, above=True)
     if not call.is_floating("temperature", temperature):
         raise TypeError(f"temperature must be a positive number or a 0-d floating array, got {temperature.dtype}")
     if temperature.ndim:
@@ -233,12 +234,7 @@ def _temperature(call: Call, temperature: Any) -> tuple[Any, Callable[[Array, Ar
             f"temperature must be a positive number or a 0-d floating array, got shape {tuple(temperature.shape)}"
         )
     t = call.real("temperature", temperature)
-    t = call.valid("temperature", t, t <= 0, "positive")
-
-    def pull(g: Array, scores: Array) -> Array:
-        return -call.library.total(g * scores) / t
-
-    return t, pull
+    return call.valid("temperature", t, t <= 0, "positive")
 
 
 def _candidates(

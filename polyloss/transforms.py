@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import ParamSpec
 
 from polyloss import dispatch
-from polyloss.application import Application
 from polyloss.backends import Array
 from polyloss.docstrings import complete
 from polyloss.inputs import Call, axis_of, last_axis_to, to_last_axis
@@ -62,7 +61,10 @@ def sigmoid(x: Array) -> Array:
     [3.72007598e-44 5.00000000e-01 8.80797078e-01]
     """
     call = Call(x=x)
-    (v,) = call.floating(x=x)
+    (v,) = call.as_given(x=x)
+    if (fast := dispatch.transform("sigmoid", call.library, v)) is not None:
+        return call.result("x", fast)
+    v = call.cast(v)
     e = call.xp.exp(minus_abs(call.library, v))
     return call.result("x", call.xp.where(v >= 0, 1 / (1 + e), e / (1 + e)))
 
@@ -96,8 +98,10 @@ def log_sigmoid(x: Array) -> Array:
     [-1.00000000e+03 -6.93147181e-01 -4.24835426e-18]
     """
     call = Call(x=x)
-    (v,) = call.floating(x=x)
-    return call.result("x", -_softplus_of_minus(call, v))
+    (v,) = call.as_given(x=x)
+    if (fast := dispatch.transform("log_sigmoid", call.library, v)) is not None:
+        return call.result("x", fast)
+    return call.result("x", -_softplus_of_minus(call, call.cast(v)))
 
 
 @_quietly
@@ -129,12 +133,14 @@ def softplus(x: Array) -> Array:
     [4.24835426e-18 6.93147181e-01 1.00000000e+03]
     """
     call = Call(x=x)
-    (v,) = call.floating(x=x)
-    return call.result("x", _softplus_of_minus(call, -v))
+    (v,) = call.as_given(x=x)
+    if (fast := dispatch.transform("softplus", call.library, v)) is not None:
+        return call.result("x", fast)
+    return call.result("x", _softplus_of_minus(call, -call.cast(v)))
 
 
 def _softplus_of_minus(call: Call, v: Array) -> Array:
-    return Application(SoftplusCrossEntropy(), call.library, call.dtype, (v,), 0).value()
+    return call.library.apply(SoftplusCrossEntropy(), v)
 
 
 @_quietly
@@ -177,6 +183,9 @@ def softmax(x: Array, *, axis: int = -1, where: Array | None = None) -> Array:
     """
     call = Call(x=x, where=where)
     v, axis = _logits(call, x, axis, where)
+    if where is None and (fast := dispatch.transform("softmax", call.library, v)) is not None:
+        return call.result("x", last_axis_to(call, fast, axis))
+    v = call.cast(v)
     through, around = _both_ways(call, v)
     p = call.xp.where(through.is_top, 1 / (1 + through.others), around.exps / (1 + around.others))
     return call.result("x", last_axis_to(call, p, axis))
@@ -212,6 +221,9 @@ def log_softmax(x: Array, *, axis: int = -1, where: Array | None = None) -> Arra
     """
     call = Call(x=x, where=where)
     v, axis = _logits(call, x, axis, where)
+    if where is None and (fast := dispatch.transform("log_softmax", call.library, v)) is not None:
+        return call.result("x", last_axis_to(call, fast, axis))
+    v = call.cast(v)
     through, around = _both_ways(call, v)
     xp = call.xp
     beyond = through.is_top | (through.top == math.inf)
@@ -262,7 +274,9 @@ def logsumexp(x: Array, *, axis: int = -1, keepdims: bool = False, where: Array 
     """
     call = Call(x=x, where=where)
     v, axis = _logits(call, x, axis, where, fewest=0)
-    xp = call.xp
+    if where is None and (fast := dispatch.transform("logsumexp", call.library, v)) is not None:
+        return call.result("x", call.xp.expand_dims(fast, axis=axis) if keepdims else fast)
+    v, xp = call.cast(v), call.xp
     empty = xp.all(v == -math.inf, axis=-1, keepdims=True)
     v = xp.where(empty, xp.zeros_like(v), v)  # the result alone would be too late for the derivative
     if v.shape[-1]:
@@ -277,7 +291,7 @@ def logsumexp(x: Array, *, axis: int = -1, keepdims: bool = False, where: Array 
 
 def _logits(call: Call, x: Array, axis: int, where: Array | None, fewest: int = 1) -> tuple[Array, int]:
     """The rows on the last axis, -inf where nothing is kept, and the axis where they were."""
-    (v,) = call.floating(x=x)
+    (v,) = call.as_given(x=x)
     axis, shape = axis_of(axis, v, "x", fewest), tuple(v.shape)
     v = to_last_axis(call, v, axis)
     if where is not None:

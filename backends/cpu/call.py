@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from polyloss.backends import Array, InvalidTarget, Work
+from polyloss.backends import Array, Library, Work
 from polyloss.backends.cpu import threads
 from polyloss.backends.cpu.compiled import Kernel
 from polyloss.backends.numpy import address_of
@@ -25,18 +25,15 @@ CUTOFF = 1 << 16
 """Elements from which on several threads are worth waking: about 50 us of work for one."""
 
 
-def run(work: Work, kernel: Kernel, parameters: bytes, blocks: int, size: int) -> None:
-    """The kernel over all its blocks; ``size`` elements in all."""
+def run(library: Library, kernel: Kernel, parameters: bytes, blocks: int, size: int) -> int:
+    """The kernel over all its blocks, ``size`` elements; not 0 where a target is invalid."""
     count = 1
     if size >= CUTOFF:
-        own, most = work.library.threads(), threads.limit()
+        own, most = library.threads(), threads.limit()
         count = most if own is None else min(own, most)
     if count == 1:
-        bad = kernel(parameters, 0, blocks)
-    else:
-        bad = threads.run(functools.partial(kernel, parameters), blocks, count)
-    if bad and not work.poison:
-        raise InvalidTarget
+        return kernel(parameters, 0, blocks)
+    return threads.run(functools.partial(kernel, parameters), blocks, count)
 
 
 def space(work: Work, shape: tuple[int, ...], blocks: int) -> tuple[Any, int, int]:

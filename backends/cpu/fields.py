@@ -9,7 +9,19 @@ from __future__ import annotations
 from struct import Struct
 from typing import NamedTuple
 
-__all__ = ["BLOCK", "ELEMENTS", "ELEMENTS_BLOCK", "FEW", "LANES", "LSE", "LSE_BLOCK", "LSE_LAYOUT", "ROWS"]
+__all__ = [
+    "BLOCK",
+    "ELEMENTS",
+    "ELEMENTS_BLOCK",
+    "FEW",
+    "LANES",
+    "LSE",
+    "LSE_BLOCK",
+    "LSE_LAYOUT",
+    "ROWS",
+    "TRANSFORM",
+    "TRANSFORM_BLOCK",
+]
 
 BLOCK = 256
 """Elements that `elements` treats at once. No sum in single precision runs over more."""
@@ -87,9 +99,20 @@ class Lse(NamedTuple):
     g2: int
 
 
+class Transform(NamedTuple):
+    """Of `transforms`. Everything is contiguous."""
+
+    x: int
+    out: int
+    size: int  # elements, or rows
+    classes: int
+
+
 ELEMENTS = Elements(*range(len(Elements._fields)))
 ELEMENTS_BLOCK = Struct("20q3d")
 LSE = Lse(*range(len(Lse._fields)))
 LSE_BLOCK = Struct("13q4d")
 LSE_LAYOUT = Struct("9q")
 """What follows `LSE_BLOCK`."""
+TRANSFORM = Transform(*range(len(Transform._fields)))
+TRANSFORM_BLOCK = Struct("4q")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import math
 
-from polyloss.backends import Kernel, Work
+from polyloss.backends import Array, Kernel, Library, Unavailable, Work
 from polyloss.backends.cpu import compiled, threads
-from polyloss.backends.cpu.call import FLOATS
+from polyloss.backends.cpu.call import FLOATS, run
+from polyloss.backends.cpu.fields import BLOCK, ROWS, TRANSFORM_BLOCK
 from polyloss.backends.cpu.lse import Lse
 from polyloss.backends.cpu.softplus import Softplus
 
@@ -27,6 +29,28 @@ class _Host:
             return None
         kernel = _BY_PRIMITIVE.get(type(work.primitive).__name__)
         return kernel if kernel is not None and kernel.takes(work, kind) else None
+
+    def transform(self, name: str, library: Library, x: Array) -> Array | None:
+        kind = library.stored(x)
+        if (
+            kind not in FLOATS
+            or 0 in x.shape
+            or library.differentiates(x)
+            or (kind == "float16" and not converts_halves())
+        ):
+            return None
+        rows = name in ("softmax", "log_softmax", "logsumexp")
+        x = x if library.is_contiguous(x) else library.contiguous(x)
+        out = library.empty(x.shape[:-1] if name == "logsumexp" else x.shape, x.dtype, x)
+        classes, elements = (x.shape[-1] if rows else 1), math.prod(x.shape)
+        size = elements // classes
+        try:
+            kernel = compiled.kernel("transforms", name, kind)
+        except Unavailable:
+            return None
+        parameters = TRANSFORM_BLOCK.pack(library.address(x), library.address(out), size, classes)
+        run(library, kernel, parameters, -(-size // (ROWS if rows else BLOCK)), elements)
+        return out
 
     def report(self) -> str:
         if compiled.failures:

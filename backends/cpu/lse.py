@@ -6,7 +6,7 @@ import functools
 import math
 from typing import Any, NamedTuple
 
-from polyloss.backends import Array, Gradients, Library, Work
+from polyloss.backends import Array, Gradients, InvalidTarget, Library, Work
 from polyloss.backends.cpu import compiled
 from polyloss.backends.cpu.call import FLOATS, WHOLE, operand, run, space, value_of
 from polyloss.backends.cpu.fields import FEW, LANES, LSE_BLOCK, LSE_LAYOUT, ROWS
@@ -82,11 +82,12 @@ class Lse:
         e = primitive.label_smoothing
         dense = target_kind in FLOATS
         soft = dense or mask is not None or e != 0
+        in_place = work.disposable and value and gradient and not soft
         if axis == x.ndim - 1 and library.is_contiguous(x):
-            g = library.empty(x.shape, x.dtype, x) if gradient else None
+            g = x if in_place else library.empty(x.shape, x.dtype, x) if gradient else None
             plan = _contiguous(x.shape, soft)
         else:
-            x, g, plan = _laid_out(library, x, axis, kind, soft, gradient)
+            x, g, plan = _laid_out(library, x, axis, kind, soft, gradient, in_place)
         items = work.arrays[0].shape[:axis] + work.arrays[0].shape[axis + 1 :] if dense else y.shape
         if dense:
             y = _classes_last(library, y, axis)
@@ -126,20 +127,22 @@ class Lse:
             kernel = compiled.kernel("soft", *options, value, gradient)
         else:
             kernel = compiled.kernel(plan.form, kind, value, gradient)
-        run(work, kernel, parameters + plan.layout, plan.blocks, plan.rows * plan.classes)
+        bad = run(library, kernel, parameters + plan.layout, plan.blocks, plan.rows * plan.classes)
+        if bad and not work.poison:
+            raise InvalidTarget
         if g is not None and x is not work.arrays[0]:  # a copy with the classes last
             g = _classes_back(library, g, axis)
         return value_of(work, left), (g, None, None, None), residuals or ()
 
 
 def _laid_out(
-    library: Library, x: Array, axis: int, kind: str, soft: bool, gradient: bool
+    library: Library, x: Array, axis: int, kind: str, soft: bool, gradient: bool, in_place: bool
 ) -> tuple[Array, Array | None, Plan]:
     """Predictions that a kernel walks along as they are, or a copy with the classes last; an array for the gradient."""
     classes, rows = x.shape[axis], math.prod(x.shape) // x.shape[axis]
     steps = rows_of(x.shape, library.strides(x), axis)
     if steps is not None:
-        g = library.xp.empty_like(x) if gradient else None
+        g = x if in_place else library.xp.empty_like(x) if gradient else None
         g_steps = steps if g is None else rows_of(x.shape, library.strides(g), axis)
         if g_steps is not None and g_steps[3] == steps[3]:
             if steps[2] == g_steps[2] == 1 and (soft or classes > FEW):

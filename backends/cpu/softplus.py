@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from polyloss.backends import Array, Gradients, Library, Work
+from polyloss.backends import Array, Gradients, InvalidTarget, Library, Work
 from polyloss.backends.cpu import compiled
 from polyloss.backends.cpu.call import FLOATS, WHOLE, WIDE, run, space, value_of
 from polyloss.backends.cpu.fields import BLOCK, ELEMENTS_BLOCK
@@ -50,7 +50,9 @@ class Softplus:
         e = work.primitive.label_smoothing
         at = 0 if g is None else library.address(g)
         parameters = ELEMENTS_BLOCK.pack(*views, at, items_at, sums_at, size, columns, 1 - e, e / 2, work.factor)
-        run(work, compiled.kernel("elements", *work.stored, value, gradient), parameters, blocks, size)
+        bad = run(library, compiled.kernel("elements", *work.stored, value, gradient), parameters, blocks, size)
+        if bad and not work.poison:
+            raise InvalidTarget
         return value_of(work, left), (g, None, None)
 
 
