@@ -8,6 +8,7 @@ subclasses, the primitive is plain torch code, which all of them transform.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -22,6 +23,8 @@ from polyloss.backends import Array, Kernel, Library, Primitive, Work
 __all__ = ["LIBRARY"]
 
 BLOCK = 512
+HUGE = 1 << 22
+"""Bytes from which on NumPy's allocator asks for huge pages."""
 
 
 class Torch(Library):
@@ -114,6 +117,14 @@ class Torch(Library):
 
     def strides(self, x: Array) -> tuple[int, ...]:
         return tuple(x.stride())
+
+    def empty(self, shape: tuple[int, ...], dtype: Any, like: Array) -> Array:
+        # A large array is NumPy's, which asks for huge pages: torch does not, and the page faults of a fresh gradient
+        # cost twice as much as its arithmetic.
+        stored = _STORED[dtype]
+        if math.prod(shape) * dtype.itemsize < HUGE or stored == "bfloat16":
+            return torch.empty(shape, dtype=dtype, device=like.device)
+        return torch.from_numpy(np.empty(shape, stored))
 
     def is_contiguous(self, x: Array) -> bool:
         return bool(x.is_contiguous())

@@ -32,10 +32,12 @@ __all__ = [
     "quotient",
 ]
 
-STRICT = {"error_model": "numpy", "fastmath": {"contract", "nsz"}}
+_INNER = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # called by kernels alone
+
+STRICT = {**_INNER, "fastmath": {"contract", "nsz"}}
 """Options of functions in which no operation may be moved."""
 
-SUMMING = {"error_model": "numpy", "fastmath": {"contract", "nsz", "reassoc"}}
+SUMMING = {**_INNER, "fastmath": {"contract", "nsz", "reassoc"}}
 """Options of functions that do nothing but sum or take a maximum, in vector lanes."""
 
 POINTER = types.voidptr
@@ -211,6 +213,22 @@ def arithmetic(wide: str) -> SimpleNamespace:
 
         return number(number, number), generate
 
+    def polynomial(coefficients: tuple[float, ...]) -> Any:
+        """The polynomial with these coefficients, the constant first, by Horner's rule."""
+
+        @intrinsic
+        def of(context: Any, x: Any) -> Any:
+            def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+                flags = ("contract", "nsz")
+                *lower, y = (ir.Constant(register, float(real(c))) for c in coefficients)
+                for c in reversed(lower):
+                    y = builder.fadd(builder.fmul(y, args[0], flags=flags), c, flags=flags)
+                return y
+
+            return number(number), generate
+
+        return of
+
     # exp(x) = 2^n exp(r), with r = x - n log 2 in [-log 2 / 2, log 2 / 2]. `magic` rounds to an integer, and leaves it
     # in the lower bits; `lift` keeps 2^n a normal number, so that a subnormal result is rounded once, by the last
     # factor. Polynomials: minimax in the relative error of the result, 2^-28 and 2^-64.
@@ -226,38 +244,12 @@ def arithmetic(wide: str) -> SimpleNamespace:
     one_lifted = integer((127 + lift) << 23 if single else (1023 + lift) << 52)
     drop = real(2.0**-lift)
     least = real(-110.0 if single else -760.0)
-    p = _EXP32 if single else _EXP64
-    q = _ATANH32 if single else _ATANH64
+    exp_polynomial = polynomial(_EXP32 if single else _EXP64)
+    atanh_polynomial = polynomial(_ATANH32 if single else _ATANH64)
     one, two, half, zero = real(1), real(2), real(0.5), real(0)
-    p0, p1, p2, p3, p4 = (real(c) for c in p[:5])
-    q0, q1, q2 = (real(c) for c in q[:3])
     log2 = real(0.6931471805599453)
     root2 = real(0.41421356)
     inf = real(np.inf)
-
-    if single:
-
-        @njit(**STRICT)
-        def exp_polynomial(r):
-            return (((p4 * r + p3) * r + p2) * r + p1) * r + p0
-
-        @njit(**STRICT)
-        def atanh_polynomial(w):
-            return (q2 * w + q1) * w + q0
-
-    else:
-        p5, p6, p7, p8, p9, p10 = (real(c) for c in p[5:])
-        q3, q4, q5, q6, q7 = (real(c) for c in q[3:])
-
-        @njit(**STRICT)
-        def exp_polynomial(r):
-            upper = ((((p10 * r + p9) * r + p8) * r + p7) * r + p6) * r + p5
-            return ((((upper * r + p4) * r + p3) * r + p2) * r + p1) * r + p0
-
-        @njit(**STRICT)
-        def atanh_polynomial(w):
-            upper = (((q7 * w + q6) * w + q5) * w + q4) * w + q3
-            return ((upper * w + q2) * w + q1) * w + q0
 
     @njit(**STRICT)
     def exp_neg(x):

@@ -31,8 +31,8 @@ RUN = 8
 """Classes that are summed in single precision before their sum goes to a compensated one."""
 
 
-def build(x: str, value: bool, gradient: bool) -> Any:
-    """The kernel for integer labels of logits of this dtype."""
+def build(x: str, plain: bool, value: bool, gradient: bool) -> Any:
+    """The kernel for integer labels of logits of this dtype; plain: no weights, mask or z-loss."""
     wide = "float64" if x == "float64" else "float32"
     m = arithmetic(wide)
     real, exp_neg, log1p, inf, nan = m.real, m.exp_neg, m.log1p, m.inf, m.nan
@@ -50,12 +50,12 @@ def build(x: str, value: bool, gradient: bool) -> Any:
     same = x == wide
     tiles = [buffer(wide, FEW * LANES) for _ in range(2)]
     tile_x, tile_g = tiles
-    lane_top, lane_y, lane_q, lane_w, lane_xy, lane_ey, lane_s, lane_rest = (buffer(wide, LANES) for _ in range(8))
+    lane_top, lane_y, lane_q, lane_w, lane_xy, lane_s, lane_rest = (buffer(wide, LANES) for _ in range(7))
     lane_high, lane_low = buffer("float64", LANES), buffer("float64", LANES)
 
     @njit(**STRICT)
-    def peak(v, stride, classes, n, top, y, xy, s):
-        """The maximum, NaN where there is a NaN, and the label's logit."""
+    def peak(v, stride, classes, n, top, s):
+        """The maximum; NaN where there is a NaN."""
         for j in range(n):
             store(top, j, -inf)
             store(s, j, zero)
@@ -64,17 +64,16 @@ def build(x: str, value: bool, gradient: bool) -> Any:
                 a, m = load(v, k * stride + j), load(top, j)
                 store(top, j, a if a > m else m)
                 store(s, j, load(s, j) if a == a else nan)
-                store(xy, j, a if load(y, j) == real(k) else load(xy, j))
         for j in range(n):
             store(top, j, load(top, j) + load(s, j))
 
     @njit(**STRICT)
-    def others(v, stride, classes, n, top, out, out_stride, y, ey, s, seen, high, low):
-        """The exponentials, and their sum without the first top, which is counted as `seen`."""
+    def others(v, stride, classes, n, top, out, out_stride, s, tops, high, low):
+        """The exponentials, and in ``s`` their sum without one top."""
         for j in range(n):
-            store_double(high, j, 0.0)
+            store_double(high, j, -1.0)
             store_double(low, j, 0.0)
-            store(seen, j, zero)
+            store(tops, j, zero)
         for start in range(0, classes, RUN):
             for j in range(n):
                 store(s, j, zero)
@@ -83,10 +82,8 @@ def build(x: str, value: bool, gradient: bool) -> Any:
                     a, m = load(v, k * stride + j), load(top, j)
                     is_top = a == m
                     e = one if is_top else exp_neg(a - m)
-                    first = is_top & (load(seen, j) == zero)
-                    store(seen, j, one if is_top else load(seen, j))
-                    store(s, j, load(s, j) + (zero if first else e))
-                    store(ey, j, e if load(y, j) == real(k) else load(ey, j))
+                    store(tops, j, load(tops, j) + (one if is_top else zero))
+                    store(s, j, load(s, j) + (zero if is_top else e))
                     if gradient:
                         store(out, k * out_stride + j, e)
             for j in range(n):
@@ -96,33 +93,36 @@ def build(x: str, value: bool, gradient: bool) -> Any:
                 store_double(low, j, load_double(low, j) + ((total - (larger - head)) + (part - head)))
                 store_double(high, j, larger)
         for j in range(n):
-            m = load(top, j)
-            rest = real(load_double(high, j) + load_double(low, j))
+            m, count = load(top, j), load(tops, j)
+            rest = real((load_double(high, j) + float(count)) + load_double(low, j))
             # Two infinite logits, or none that is finite.
-            rest = nan if ((m == inf) & (rest >= one)) | (m == -inf) else rest
-            store(s, j, rest)
+            store(s, j, nan if ((m == inf) & (count > one)) | (m == -inf) else rest)
 
     @njit(**STRICT)
-    def losses(n, top, rest, q, w, y, xy, z, out):
+    def losses(n, top, rest, q, w, xy, z, out):
         for j in range(n):
             m, a, b = load(top, j), load(xy, j), load(q, j)
             gap = zero if a == m else m - a
             gap = zero if (b == zero) & (gap == inf) else gap
             tail = log1p(load(rest, j))
-            lse = m + tail
-            store(out, j, load(w, j) * (b * gap + b * tail + (z * lse * lse if z != zero else zero)))
+            item = b * gap + b * tail
+            if not plain:
+                lse = m + tail
+                item = load(w, j) * (item + (z * lse * lse if z != zero else zero))
+            store(out, j, item)
 
     @njit(**STRICT)
-    def slopes(v, stride, classes, n, top, rest, q, w, y, xy, ey, z, scale, out, out_stride, factor, special):
+    def slopes(v, stride, classes, n, top, rest, q, w, y, xy, z, scale, out, out_stride, factor, special):
         """The gradient, from the exponentials where `others` left them."""
         for j in range(n):
             m, r, b = load(top, j), load(rest, j), load(q, j)
             norm, weight = one + r, load(w, j) * scale
-            pull = two * z * (m + log1p(r)) if z != zero else zero
-            pull = zero if m == inf else pull
+            pull = zero
+            if not plain:
+                pull = two * z * (m + log1p(r)) if (z != zero) & (m != inf) else zero
             store(factor, j, weight * ((b + pull) / norm))
             at_top = weight * (pull / norm - b * (r / norm))
-            elsewhere = weight * ((b + pull) * (load(ey, j) / norm) - b)
+            elsewhere = weight * ((b + pull) * (exp_neg(load(xy, j) - m) / norm) - b)
             store(special, j, at_top if load(xy, j) == m else elsewhere)
         for k in range(classes):
             for j in range(n):
@@ -131,11 +131,12 @@ def build(x: str, value: bool, gradient: bool) -> Any:
                 else:
                     a, m = load(v, k * stride + j), load(top, j)
                     e = one if a == m else exp_neg(a - m)
-                g = e * load(factor, j)
-                store(out, k * out_stride + j, load(special, j) if load(y, j) == real(k) else g)
-        if z != zero:
-            for k in range(classes):
-                for j in range(n):
+                store(out, k * out_stride + j, e * load(factor, j))
+        for j in range(n):
+            store(out, int(load(y, j)) * out_stride + j, load(special, j))
+        if not plain and z != zero:
+            for j in range(n):
+                for k in range(classes):
                     if load(top, j) == inf and load(v, k * stride + j) == inf:
                         store(out, k * out_stride + j, load(w, j) * scale * inf)
 
@@ -155,13 +156,12 @@ def build(x: str, value: bool, gradient: bool) -> Any:
         x1, x2, g1, g2 = field(f, F.x1), field(f, F.x2), field(f, F.g1), field(f, F.g2)
         z, scale = real(number(f, F.z)), real(number(f, F.scale))
         tx, tg = tile_x(), tile_g()
-        top, y, q, w, xy, ey, s, rest = (
+        top, y, q, w, xy, s, rest = (
             lane_top(),
             lane_y(),
             lane_q(),
             lane_w(),
             lane_xy(),
-            lane_ey(),
             lane_s(),
             lane_rest(),
         )
@@ -176,15 +176,20 @@ def build(x: str, value: bool, gradient: bool) -> Any:
             masked = False
             for j in range(n):
                 label = load_label(labels, r0 + j)
-                on = field(f, F.keep) == 0 or load_flag(keep, r0 + j) != zero
-                masked |= not on
                 ok = (label >= zero) & (label < real(classes))
-                bad |= on and not ok
                 label = label if ok else zero
                 store(y, j, label)
-                store(w, j, (load(wp, r0 + j) if field(f, F.w) != 0 else one) if on else zero)
-                share = load(cp, int(label)) if field(f, F.c) != 0 else one
-                store(q, j, share if ok or not on else nan)
+                if plain:
+                    bad |= not ok
+                    store(w, j, one)
+                    store(q, j, one if ok else nan)
+                else:
+                    on = field(f, F.keep) == 0 or load_flag(keep, r0 + j) != zero
+                    masked |= not on
+                    bad |= on and not ok
+                    store(w, j, (load(wp, r0 + j) if field(f, F.w) != 0 else one) if on else zero)
+                    share = load(cp, int(label)) if field(f, F.c) != 0 else one
+                    store(q, j, share if ok or not on else nan)
             v, stride = tx, LANES
             base = shift_x(xp, i * field(f, F.x0) + j0 * x1)
             if same and x1 == 1:
@@ -193,15 +198,17 @@ def build(x: str, value: bool, gradient: bool) -> Any:
                 for j in range(n):
                     for k in range(classes):
                         store(tx, k * LANES + j, load_x(base, j * x1 + k * x2))
+            for j in range(n):  # before the gradient, which may take the place of the predictions
+                store(xy, j, load(v, int(load(y, j)) * stride + j))
             out, out_stride = tg, LANES
             target = shift_x(gp, i * field(f, F.g0) + j0 * g1)
             if gradient and same and g1 == 1:
                 out, out_stride = target, g2
             if value:
-                peak(v, stride, classes, n, top, y, xy, s)
-                others(v, stride, classes, n, top, out, out_stride, y, ey, rest, s, high, low)
-                losses(n, top, rest, q, w, y, xy, z, s)
-                if masked:
+                peak(v, stride, classes, n, top, s)
+                others(v, stride, classes, n, top, out, out_stride, rest, s, high, low)
+                losses(n, top, rest, q, w, xy, z, s)
+                if not plain and masked:
                     for j in range(n):
                         store(s, j, load(s, j) if load_flag(keep, r0 + j) != zero else zero)
                 if field(f, F.top) != 0:
@@ -215,14 +222,11 @@ def build(x: str, value: bool, gradient: bool) -> Any:
                     store_double(sums, block, float(total(s, n)))
             else:
                 for j in range(n):
-                    a, m = load(v, int(load(y, j)) * stride + j), load(tops, r0 + j)
-                    store(xy, j, a)
-                    store(top, j, m)
-                    store(ey, j, one if a == m else exp_neg(a - m))
+                    store(top, j, load(tops, r0 + j))
                     store(rest, j, load(rests, r0 + j))
             if gradient:
-                slopes(v, stride, classes, n, top, rest, q, w, y, xy, ey, z, scale, out, out_stride, s, high)
-                if masked:
+                slopes(v, stride, classes, n, top, rest, q, w, y, xy, z, scale, out, out_stride, s, high)
+                if not plain and masked:
                     for j in range(n):
                         if load_flag(keep, r0 + j) == zero:
                             for k in range(classes):

@@ -125,8 +125,11 @@ class Lse:
         if soft:
             options = kind, target_kind if dense else "int64", mask is not None, c is not None
             kernel = compiled.kernel("soft", *options, value, gradient)
+        elif plan.form == "lanes":
+            plain = c is None and w is None and keep is None and not primitive.z_loss
+            kernel = compiled.kernel("lanes", kind, plain, value, gradient)
         else:
-            kernel = compiled.kernel(plan.form, kind, value, gradient)
+            kernel = compiled.kernel("rows", kind, value, gradient)
         bad = run(library, kernel, parameters + plan.layout, plan.blocks, plan.rows * plan.classes)
         if bad and not work.poison:
             raise InvalidTarget
