@@ -182,6 +182,10 @@ class Library:
     plain: type | None = None
     """The type of arrays of which nothing needs to be asked: never refused, lazy or differentiated, in one place."""
 
+    def signature(self, x: Array) -> Any:
+        """What must be equal for a plain array to be like another, as far as kernels can tell; None: like no other."""
+        return None
+
     def __init__(self, namespace: ModuleType) -> None:
         self.xp: Any = namespace
 

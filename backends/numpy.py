@@ -17,6 +17,9 @@ class NumPy(Library):
     one_place = True
     plain = np.ndarray
 
+    def signature(self, x: Array) -> Any:
+        return (x.dtype, x.shape) if x.flags.aligned else None
+
     def refuse(self, x: Array) -> str | None:
         if type(x) is np.ndarray:
             return None

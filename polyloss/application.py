@@ -89,6 +89,20 @@ class Application(Work):
             return None
         return self.library.number(value, self), gradients
 
+    def without_arrays(self) -> Application:
+        """What is left when the arrays are gone: the options, the layout of the call, the kernel."""
+        return Application(
+            self.primitive,
+            self.library,
+            self.dtype,
+            (),
+            self.axis,
+            wanted=self.wanted,
+            divisor=self.divisor,
+            stored=self.stored,
+            kernel=self.kernel,
+        )
+
     def _check(self) -> None:
         """Raises the error that names the invalid value, if there is one."""
         with self.library.scope(self.arrays[0]):

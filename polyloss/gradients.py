@@ -11,6 +11,7 @@ from polyloss import dispatch
 from polyloss.backends import Array
 from polyloss.docstrings import complete
 from polyloss.reduction import Loss
+from polyloss.replay import MOST, Replay, record, signature
 
 __all__ = ["differentiable", "grad", "value_and_grad"]
 
@@ -82,7 +83,13 @@ def value_and_grad(loss: Callable[..., Array], wrt: str | tuple[str, ...] | None
         if name not in parameters:
             raise ValueError(f"wrt must name parameters among {_quoted(parameters)}, got {name!r}")
 
+    replays: dict[Any, Replay | None] = {}
+
     def compute(*args: Any, **kwargs: Any) -> tuple[Array, Any]:
+        key = None if given or preset else signature(args, kwargs)
+        if key is not None and (replay := replays.get(key)) is not None and (again := replay(args)) is not None:
+            value, found = again
+            return value, found[0] if single else found
         if given or preset:
             args, kwargs = given + args, preset | kwargs
         if kwargs:
@@ -96,6 +103,10 @@ def value_and_grad(loss: Callable[..., Array], wrt: str | tuple[str, ...] | None
                     f"differentiable here: {_quoted(n for n in parameters if n in floating)}"
                 )
         value, found = loss.value_and_gradients(names)
+        if key is not None and key not in replays:
+            if len(replays) >= MOST:
+                replays.clear()
+            replays[key] = record(loss, args, found)
         return value, found[0] if single else found
 
     return compute

@@ -194,6 +194,7 @@ class Loss:
     items: Items
     pull: Callable[..., dict[str, Any]]
     target: str | None
+    gradients: Gradients | None = None  # that a kernel has computed
 
     def value(self) -> Array:
         reduction = self.reduction
@@ -218,6 +219,7 @@ class Loss:
         found = None if fused is None else fused.fused_value_and_vjp()
         if found is not None:
             value, gradients = found
+            self.gradients = gradients
             return reduction.call.library.result(value), self._in_parameters(wrt, gradients, {})
         with reduction.call.scope():
             items, gradients = self.items.value_and_vjp(reduction.cotangent(), wanted)

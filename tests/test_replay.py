@@ -1,0 +1,112 @@
+"""A call that is like an earlier one gives what it would have given as the first."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+import pytest
+
+import polyloss
+from polyloss import replay
+from polyloss.dispatch import generic
+
+
+@pytest.fixture
+def replayed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The replays that gave a result."""
+    found: list[Any] = []
+    real = replay.Replay.__call__
+
+    def call(self: replay.Replay, args: tuple[Any, ...]) -> Any:
+        result = real(self, args)
+        if result is not None:
+            found.append(self)
+        return result
+
+    monkeypatch.setattr(replay.Replay, "__call__", call)
+    polyloss.bpr(X, X)  # the first call of all makes the library known
+    return found
+
+
+RNG = np.random.default_rng(0)
+X, OTHER = RNG.standard_normal((2, 6, 5)).astype(np.float32) * 3
+Y = np.array([0, 4, 1, 1, 3, 2])
+
+
+def fresh(loss: Any, *args: Any, **options: Any) -> Any:
+    return polyloss.value_and_grad(loss)(*args, **options)
+
+
+def same(got: Any, expected: Any) -> None:
+    for one, two in zip(got, expected):
+        assert type(one) is type(two)
+        assert one.dtype == two.dtype
+        assert one.tobytes() == two.tobytes()
+
+
+@pytest.mark.parametrize("options", [{}, {"reduction": "none"}, {"label_smoothing": 0.1}, {"reduction": "sum"}])
+def test_a_replay_has_the_bits_of_a_first_call(options: dict[str, Any], replayed: list[Any]) -> None:
+    for loss, targets in ((polyloss.softmax_cross_entropy, Y), (polyloss.sigmoid_cross_entropy, (X > 0) * 1.0)):
+        compute = polyloss.value_and_grad(loss)
+        compute(X, targets, **options)
+        replayed.clear()
+        same(compute(OTHER, targets, **options), fresh(loss, OTHER, targets, **options))
+        assert len(replayed) == 1
+        for layout in (np.asfortranarray(OTHER), OTHER[:, ::-1], np.repeat(OTHER, 2, axis=0)[::2]):
+            same(compute(layout, targets, **options), fresh(loss, layout, targets, **options))
+
+
+def test_an_invalid_target_is_named_in_a_replay_too(replayed: list[Any]) -> None:
+    compute = polyloss.value_and_grad(polyloss.softmax_cross_entropy)
+    compute(X, Y)
+    with pytest.raises(ValueError, match=r"targets must be class indices in \[0, 5\), got 9 at index \(2,\)"):
+        compute(X, np.where(np.arange(6) == 2, 9, Y))
+    assert replayed == []
+    compute(X, Y)
+    assert len(replayed) == 1
+
+
+def test_what_differs_is_not_replayed(replayed: list[Any]) -> None:
+    compute = polyloss.value_and_grad(polyloss.softmax_cross_entropy)
+    unaligned = np.zeros(6, dtype=[("pad", "i1"), ("x", "5f4")])["x"]
+    unaligned[...] = X
+    compute(X, Y)
+    for args, options in (
+        ((X.astype(np.float64), Y), {}),
+        ((X[:3], Y[:3]), {}),
+        ((X, Y.astype(np.int32)), {}),
+        ((X, Y), {"label_smoothing": 0.25}),
+        ((X, Y), {"z_loss": 1}),
+        ((X, Y), {"weights": np.ones(6)}),
+        ((X, list(Y)), {}),
+        ((unaligned, Y), {}),
+        ((), {"logits": X, "targets": Y}),
+    ):
+        same(compute(*args, **options), fresh(polyloss.softmax_cross_entropy, *args, **options))
+    assert replayed == []
+
+
+def test_what_is_computed_from_the_arguments_is_not_replayed(replayed: list[Any]) -> None:
+    for loss in (polyloss.bpr, polyloss.pairwise_hinge, polyloss.info_nce, polyloss.binary_log_loss):
+        compute = polyloss.value_and_grad(loss)
+        p = np.linspace(0.1, 0.9, 6).reshape(2, 3)
+        for _ in range(3):
+            compute(p, p[::-1])
+    assert replayed == []
+
+
+def test_the_generic_path_is_not_replayed(replayed: list[Any]) -> None:
+    compute = polyloss.value_and_grad(polyloss.softmax_cross_entropy)
+    compute(X, Y)
+    with generic():
+        compute(X, Y)
+    assert replayed == []
+
+
+def test_the_memory_of_calls_is_bounded() -> None:
+    compute = polyloss.value_and_grad(polyloss.sigmoid_cross_entropy)
+    for n in range(1, replay.MOST + 20):
+        compute(np.zeros(n), np.zeros(n))
+    assert 0 < len(inspect.getclosurevars(compute).nonlocals["replays"]) <= replay.MOST
