@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -31,9 +30,7 @@ def run(library: Library, kernel: Kernel, parameters: bytes, blocks: int, size: 
     if size >= CUTOFF:
         own, most = library.threads(), threads.limit()
         count = most if own is None else min(own, most)
-    if count == 1:
-        return kernel(parameters, 0, blocks)
-    return threads.run(functools.partial(kernel, parameters), blocks, count)
+    return kernel.all(parameters, 0, blocks) if count == 1 else threads.run(kernel, parameters, blocks, count)
 
 
 def space(work: Work, shape: tuple[int, ...], blocks: int) -> tuple[Any, int, int]:

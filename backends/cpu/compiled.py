@@ -22,7 +22,7 @@ import threading
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
 
@@ -30,11 +30,22 @@ from polyloss.backends import Unavailable
 
 __all__ = ["Kernel", "assembly", "failures", "folder", "kernel", "language", "processor"]
 
-Kernel = Callable[[bytes, int, int], int]
-"""``kernel(parameters, start, stop)`` treats these blocks, without the GIL, and returns 1 if a target is invalid."""
 
-_SIGNATURE = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64)
-_NAME = "polyloss_kernel"
+class Kernel(NamedTuple):
+    """A kernel's two entries. They run without the GIL, and return 1 if a target is invalid, else 0."""
+
+    all: Callable[[bytes, int, int], int]
+    """``all(parameters, start, stop)`` treats these blocks."""
+
+    shares: Callable[[bytes, ctypes.c_int64, int, int], int]
+    """``shares(parameters, counter, blocks, size)`` takes ``size`` blocks at a time until the counter is past them."""
+
+
+_ALL = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64)
+_SHARES = ctypes.CFUNCTYPE(
+    ctypes.c_int64, ctypes.c_char_p, ctypes.POINTER(ctypes.c_int64), ctypes.c_int64, ctypes.c_int64
+)
+_NAMES = ("polyloss_all", "polyloss_shares")
 _lock = threading.RLock()
 _loaded: dict[tuple[Any, ...], Kernel] = {}
 failures: dict[tuple[Any, ...], str] = {}
@@ -139,12 +150,31 @@ def language(key: tuple[Any, ...]) -> str:
     # Numba's own entry would report exceptions by Python's C API; a kernel has none, and must need nothing of Python.
     return f"""{compiled.inspect_llvm()}
 
-define i64 @{_NAME}(ptr %fields, i64 %start, i64 %stop) {{
+define i64 @{_NAMES[0]}(ptr %fields, i64 %start, i64 %stop) {{
   %result = alloca i64
   %exception = alloca ptr
   %status = call i32 @{inner}(ptr %result, ptr %exception, ptr %fields, i64 %start, i64 %stop)
   %value = load i64, ptr %result
   ret i64 %value
+}}
+
+define i64 @{_NAMES[1]}(ptr %fields, ptr %counter, i64 %blocks, i64 %size) {{
+entry:
+  br label %next
+next:
+  %bad = phi i64 [ 0, %entry ], [ %worse, %share ]
+  %start = atomicrmw add ptr %counter, i64 %size monotonic
+  %left = icmp slt i64 %start, %blocks
+  br i1 %left, label %share, label %end
+share:
+  %end.of.share = add i64 %start, %size
+  %within = icmp slt i64 %end.of.share, %blocks
+  %stop = select i1 %within, i64 %end.of.share, i64 %blocks
+  %one = call i64 @{_NAMES[0]}(ptr %fields, i64 %start, i64 %stop)
+  %worse = or i64 %bad, %one
+  br label %next
+end:
+  ret i64 %bad
 }}
 """
 
@@ -152,7 +182,7 @@ define i64 @{_NAME}(ptr %fields, i64 %start, i64 %stop) {{
 def _module(key: tuple[Any, ...]) -> Any:
     module = llvm.parse_assembly(language(key))
     for function in module.functions:
-        if not function.is_declaration and function.name != _NAME:
+        if not function.is_declaration and function.name not in _NAMES:
             function.linkage = "internal"
     passes = llvm.create_new_module_pass_manager()
     passes.add_global_dead_code_eliminate_pass()
@@ -174,9 +204,9 @@ def _load(code: bytes) -> Kernel:
     engine = llvm.create_mcjit_compiler(empty, _machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
-    address = engine.get_function_address(_NAME)
     _engines.append(engine)
-    return _SIGNATURE(address)
+    addresses = [engine.get_function_address(name) for name in _NAMES]
+    return Kernel(_ALL(addresses[0]), _SHARES(addresses[1]))
 
 
 def _after_fork() -> None:

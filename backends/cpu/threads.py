@@ -2,21 +2,22 @@
 
 No threading layer of Numba's is used. ``workqueue`` aborts the process when two threads call at once, ``omp`` kills a
 forked child, and ``tbb`` is not found in a virtual environment. Kernels run without the GIL, so Python's own threads
-do, and survive all of that: the calling thread takes parts of the work like every other, so a call whose helpers are
-busy, asleep, or lost in a fork is slower and right. Which thread treats a part changes no bit of the result.
+do, and survive all of that: the calling thread takes blocks like every other, so a call whose helpers are busy, asleep,
+or lost in a fork is slower and right. Which thread treats a block changes no bit of the result.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 
-__all__ = ["limit", "run"]
+from polyloss.backends.cpu.compiled import Kernel
 
-Part = Callable[[int, int], int]
+__all__ = ["limit", "run"]
 
 _jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
 _workers = 0
@@ -36,27 +37,36 @@ def limit() -> int:
     return max(1, min(most, asked))
 
 
-def run(kernel: Part, blocks: int, threads: int) -> int:
-    """``kernel(start, stop)`` over all blocks; the sum of what it returns."""
-    size = -(-blocks // (4 * threads))  # several parts for each, so that a late helper is not waited for
-    parts = deque((start, min(start + size, blocks)) for start in range(0, blocks, size))
-    count = len(parts)
+def run(kernel: Kernel, parameters: bytes, blocks: int, threads: int) -> int:
+    """The kernel over all blocks; not 0 where a target is invalid.
+
+    Threads take blocks by a counter in memory until there are none, each in one call that needs no GIL.
+    """
+    size = max(1, blocks // (16 * threads))  # of a share: many, so that a late helper finds some, and is not waited for
+    counter = ctypes.c_int64(0)
+    helpers = min(threads, -(-blocks // size)) - 1
+    invitations = deque(range(helpers))
     done: SimpleQueue[int] = SimpleQueue()
 
     def work() -> None:
-        while True:
-            try:
-                start, stop = parts.popleft()
-            except IndexError:
-                return
-            done.put(kernel(start, stop))
+        try:
+            invitations.popleft()
+        except IndexError:  # withdrawn: the work was done before this thread woke up
+            return
+        done.put(kernel.shares(parameters, counter, blocks, size))
 
-    helpers = min(threads, count) - 1
     _start(helpers)
     for _ in range(helpers):
         _jobs.put(work)
-    work()
-    return sum(done.get() for _ in range(count))
+    bad = kernel.shares(parameters, counter, blocks, size)
+    came = helpers
+    while invitations:
+        try:
+            invitations.popleft()
+        except IndexError:
+            break
+        came -= 1
+    return bad + sum(done.get() for _ in range(came))
 
 
 def _start(helpers: int) -> None:
