@@ -57,7 +57,12 @@ class NumPy(Library):
         return np.where((labels >= 0) & (labels < c.size), np.take(c, labels, mode="clip"), 0)
 
     def number(self, value: Any, work: Work) -> Array:
-        return value if work.divisor is None else work.dtype(value)
+        if work.divisor is None:
+            return value
+        if -1e38 < value < 1e38:
+            return work.dtype(value)
+        with np.errstate(over="ignore"):  # a number too large becomes inf, without a warning
+            return work.dtype(value)
 
     def stored(self, x: Array) -> str | None:
         if type(x) is not np.ndarray or not x.flags.aligned:
@@ -69,13 +74,16 @@ class NumPy(Library):
         return tuple(n // size for n in x.strides)
 
     def is_contiguous(self, x: Array) -> bool:
-        return type(x) is np.ndarray and bool(x.flags.c_contiguous)
+        if type(x) is not np.ndarray:
+            return False
+        flags = x.flags
+        return bool(flags.c_contiguous and flags.aligned)
 
     def empty(self, shape: tuple[int, ...], dtype: Any, like: Array) -> Array:
         return np.empty(shape, dtype)
 
     def contiguous(self, x: Array) -> Array:
-        return np.ascontiguousarray(x)
+        return np.array(x, order="C", copy=True, subok=False)
 
 
 _STORED = {

@@ -119,4 +119,6 @@ def report() -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
     head = f"polyloss {__version__}, Python {platform.python_version()}, {platform.machine()}, {platform.system()}"
-    return "\n".join([head, "", lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+    host = kernels("host")
+    foot = ["", f"Kernels for host memory: {host.report()}."] if host is not None else []
+    return "\n".join([head, "", lines[0], "  ".join("-" * width for width in widths), *lines[1:], *foot])

@@ -30,6 +30,7 @@ __all__ = [
     "number",
     "pointer",
     "quotient",
+    "whole",
 ]
 
 _INNER = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # called by kernels alone
@@ -71,6 +72,16 @@ def pointer(context: Any, address: Any) -> Any:
         return builder.inttoptr(args[0], context.get_value_type(POINTER))
 
     return POINTER(types.int64), generate
+
+
+@intrinsic
+def whole(context: Any, x: Any) -> Any:
+    """A float that holds an integer as one. (``int`` would be a function of its own to compile.)"""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fptosi(args[0], ir.IntType(64))
+
+    return types.int64(x), generate
 
 
 @intrinsic

@@ -47,7 +47,11 @@ def value_of(work: Work, left: Any) -> Any:
     divisor = work.divisor
     if divisor is None or left is None:
         return left
-    total = left.item() if left.size == 1 else float(np.sum(left))  # pairwise, in one order
+    if left.size == 1:
+        total = left.item()
+    else:
+        with np.errstate(all="ignore"):  # infinities of both signs
+            total = float(np.sum(left))  # pairwise, in one order
     return total / divisor if divisor else math.nan
 
 

@@ -10,6 +10,7 @@ cannot be written is made anew.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -51,6 +52,8 @@ _loaded: dict[tuple[Any, ...], Kernel] = {}
 failures: dict[tuple[Any, ...], str] = {}
 """Why a kernel could not be made."""
 _engines: list[Any] = []  # they own the machine code
+_busy: list[Any] = []
+_orphaned = ""
 
 
 def kernel(module: str, *options: Any) -> Kernel:
@@ -62,13 +65,16 @@ def kernel(module: str, *options: Any) -> Kernel:
 def _first(key: tuple[Any, ...]) -> Kernel:
     with _lock:
         if key not in _loaded:
-            if key in failures:
-                raise Unavailable(failures[key])
+            if key in failures or _orphaned:
+                raise Unavailable(failures.get(key, _orphaned))
+            _busy.append(key)
             try:
                 _loaded[key] = _load(_cached(key))
             except Exception as error:  # of Numba, LLVM or the system; the formula takes over, and the report says why
                 failures[key] = f"{type(error).__name__}: {error}"
                 raise Unavailable(failures[key]) from error
+            finally:
+                _busy.pop()
         return _loaded[key]
 
 
@@ -94,6 +100,10 @@ def processor() -> tuple[str, str]:
     return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
 
 
+_HARMLESS = ("NUMBA_NUM_THREADS", "NUMBA_THREADING_LAYER", "NUMBA_CACHE_DIR")
+"""Numba's settings that change no machine code."""
+
+
 @functools.cache
 def _fingerprint() -> str:
     """A hash of all that compiled code depends on beside the kernel's options."""
@@ -101,7 +111,8 @@ def _fingerprint() -> str:
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     facts = (platform.machine(), sys.platform, platform.python_version(), version("numba"), version("llvmlite"))
-    digest.update(repr((facts, processor())).encode())
+    settings = sorted((k, v) for k, v in os.environ.items() if k.startswith("NUMBA_") and k not in _HARMLESS)
+    digest.update(repr((facts, processor(), settings)).encode())
     return digest.hexdigest()[:32]
 
 
@@ -118,14 +129,23 @@ def _cached(key: tuple[Any, ...]) -> bytes:
     except OSError:
         pass
     code = _compile(key)
-    try:
-        where.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=where, delete=False) as file:
-            file.write(hashlib.sha256(code).digest() + code)
-        os.replace(file.name, path)  # at once: no other process ever sees a part
-    except OSError:
-        pass  # a read-only file system: compiled anew in every process
+    with contextlib.suppress(OSError):  # a read-only file system, a full disk: compiled anew in every process
+        _keep(path, hashlib.sha256(code).digest() + code)
     return code
+
+
+def _keep(path: Path, content: bytes) -> None:
+    """Writes the file at once, so that no other process ever sees a part of it."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(part)
+        raise
 
 
 def _machine() -> Any:
@@ -210,9 +230,11 @@ def _load(code: bytes) -> Kernel:
 
 
 def _after_fork() -> None:
-    """Another thread of the parent may have held the lock."""
-    global _lock
+    """Another thread of the parent may have held the lock; or one of Numba's and LLVM's, which nobody can replace."""
+    global _lock, _orphaned
     _lock = threading.RLock()
+    if _busy:
+        _orphaned = "this process was forked while another thread of its parent compiled a kernel"
 
 
 if hasattr(os, "register_at_fork"):

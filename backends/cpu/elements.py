@@ -142,10 +142,17 @@ def build(x: str, t: str, value: bool, gradient: bool) -> Any:
                 for j in range(n):
                     off = load(lb, j) == zero
                     store(xb, j, zero if off else load(xb, j))
-                    store(tb, j, zero if off else load(tb, j))
-                    store(pb, j, zero if off else load(pb, j))
+                    if field(f, F.t) != 0:  # else they hold 1 for all blocks
+                        store(tb, j, zero if off else load(tb, j))
+                    if field(f, F.p) != 0:
+                        store(pb, j, zero if off else load(pb, j))
                     store(wb, j, zero if off else (load(wb, j) if field(f, F.w) != 0 else one))
             bad |= block_of(xin, tin, pb, wb, lb, g, at, n, keep, smooth, scale)
+            if gradient and masked:  # 0 times a factor that may be infinite
+                gather_flag(xb, kp, field(f, F.keep0), field(f, F.keep1), columns, at, n)
+                for j in range(n):
+                    if load(xb, j) == zero:
+                        store_gradient(g, at + j, zero)
             if value:
                 if field(f, F.items) != 0:
                     for j in range(n):

@@ -25,10 +25,10 @@ class _Host:
         kind = work.library.stored(x)
         if kind not in FLOATS or True in work.wanted[1:] or 0 in x.shape:
             return None
-        if kind == "float16" and not converts_halves():
-            return None
         kernel = _BY_PRIMITIVE.get(type(work.primitive).__name__)
-        return kernel if kernel is not None and kernel.takes(work, kind) else None
+        if kernel is None or not kernel.takes(work, kind) or ("float16" in work.stored and not converts_halves()):
+            return None
+        return kernel
 
     def transform(self, name: str, library: Library, x: Array) -> Array | None:
         kind = library.stored(x)

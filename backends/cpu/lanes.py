@@ -21,6 +21,7 @@ from polyloss.backends.cpu.arithmetic import (
     number,
     pointer,
     quotient,
+    whole,
 )
 from polyloss.backends.cpu.fields import FEW, LANES
 from polyloss.backends.cpu.fields import LSE as F
@@ -133,12 +134,12 @@ def build(x: str, plain: bool, value: bool, gradient: bool) -> Any:
                     e = one if a == m else exp_neg(a - m)
                 store(out, k * out_stride + j, e * load(factor, j))
         for j in range(n):
-            store(out, int(load(y, j)) * out_stride + j, load(special, j))
+            store(out, whole(load(y, j)) * out_stride + j, load(special, j))
         if not plain and z != zero:
             for j in range(n):
                 for k in range(classes):
                     if load(top, j) == inf and load(v, k * stride + j) == inf:
-                        store(out, k * out_stride + j, load(w, j) * scale * inf)
+                        store(out, k * out_stride + j, load(w, j) * scale * inf + load(rest, j))
 
     @njit(**SUMMING)
     def total(lane, n):
@@ -188,7 +189,7 @@ def build(x: str, plain: bool, value: bool, gradient: bool) -> Any:
                     masked |= not on
                     bad |= on and not ok
                     store(w, j, (load(wp, r0 + j) if field(f, F.w) != 0 else one) if on else zero)
-                    share = load(cp, int(label)) if field(f, F.c) != 0 else one
+                    share = load(cp, whole(label)) if field(f, F.c) != 0 else one
                     store(q, j, share if ok or not on else nan)
             v, stride = tx, LANES
             base = shift_x(xp, i * field(f, F.x0) + j0 * x1)
@@ -199,7 +200,7 @@ def build(x: str, plain: bool, value: bool, gradient: bool) -> Any:
                     for k in range(classes):
                         store(tx, k * LANES + j, load_x(base, j * x1 + k * x2))
             for j in range(n):  # before the gradient, which may take the place of the predictions
-                store(xy, j, load(v, int(load(y, j)) * stride + j))
+                store(xy, j, load(v, whole(load(y, j)) * stride + j))
             out, out_stride = tg, LANES
             target = shift_x(gp, i * field(f, F.g0) + j0 * g1)
             if gradient and same and g1 == 1:

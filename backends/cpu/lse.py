@@ -151,6 +151,7 @@ def _laid_out(
             if steps[2] == g_steps[2] == 1 and (soft or classes > FEW):
                 return x, g, _planned("rows", classes, rows, steps, g_steps)
             side_by_side = steps[1] == g_steps[1] == 1 and steps[3] >= LANES // 4 and kind in ("float32", "float64")
+            side_by_side = side_by_side and classes <= 1 << 24  # lanes hold labels as floats
             if not soft and (classes <= FEW or side_by_side):
                 return x, g, _planned("lanes", classes, rows, steps, g_steps)
     x = library.contiguous(_classes_last(library, x, axis))

@@ -24,6 +24,7 @@ from polyloss.backends.cpu.arithmetic import (
     number,
     pointer,
     quotient,
+    whole,
 )
 from polyloss.backends.cpu.fields import BLOCK, ROWS
 from polyloss.backends.cpu.fields import LSE as F
@@ -155,7 +156,7 @@ def build(x: str, value: bool, gradient: bool) -> Any:
                 item, top, others, q, y, xy = zero, zero, zero, one, 0, zero
                 on = field(f, F.keep) == 0 or is_kept(keep, r) != 0.0
                 if on:
-                    y = int(label_at(labels, r))
+                    y = whole(label_at(labels, r))
                     if y < 0 or y >= classes:
                         bad, y, q = 1, 0, nan
                     elif field(f, F.c) != 0:

@@ -21,6 +21,7 @@ from polyloss.backends.cpu.arithmetic import (
     number,
     pointer,
     quotient,
+    whole,
 )
 from polyloss.backends.cpu.fields import BLOCK, ROWS
 from polyloss.backends.cpu.fields import LSE as F
@@ -40,7 +41,7 @@ def build(x: str, t: str, masked: bool, weighted: bool, value: bool, gradient: b
     load_t, shift_t = memory(t, wide).load, memory(t, wide).shift
     flags, add = memory("bool", wide), double.store
     flag, shift_flag = flags.load, flags.shift
-    whole = memory("int64", "float64").load
+    label_at = memory("int64", "float64").load
     zero, half, one, two = real(0), real(0.5), real(1), real(2)
 
     @njit(**STRICT)
@@ -154,7 +155,7 @@ def build(x: str, t: str, masked: bool, weighted: bool, value: bool, gradient: b
                 item, top, others, y, poison = zero, zero, zero, 0, zero
                 if on:
                     if labelled:
-                        y = int(whole(labels, r))
+                        y = whole(label_at(labels, r))
                         if y < 0 or y >= classes:
                             bad, y, poison = 1, 0, nan
                     top, count = peak(row, mask, classes)

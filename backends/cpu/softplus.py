@@ -67,7 +67,8 @@ def _views(
 
     The caller must hold the operands for as long as it uses their addresses.
     """
-    given = [a if a is None or a.shape == shape else library.xp.broadcast_to(a, shape) for a in operands]
+    given = [a if a is None or library.stored(a) is not None else library.contiguous(a) for a in operands]
+    given = [a if a is None or a.shape == shape else library.xp.broadcast_to(a, shape) for a in given]
     sizes: list[int] = []
     steps: list[list[int]] = []
     if not all(a is None or library.is_contiguous(a) for a in given):

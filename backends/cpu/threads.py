@@ -8,8 +8,10 @@ or lost in a fork is slower and right. Which thread treats a block changes no bi
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -22,6 +24,7 @@ __all__ = ["limit", "run"]
 _jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
 _workers = 0
 _lock = threading.Lock()
+_finalizing = sys.is_finalizing  # held here: the names of a module may go before its functions do
 
 
 def limit() -> int:
@@ -42,31 +45,52 @@ def run(kernel: Kernel, parameters: bytes, blocks: int, threads: int) -> int:
 
     Threads take blocks by a counter in memory until there are none, each in one call that needs no GIL.
     """
+    if _finalizing():  # no thread may start or end any more
+        return kernel.all(parameters, 0, blocks)
     size = max(1, blocks // (16 * threads))  # of a share: many, so that a late helper finds some, and is not waited for
     counter = ctypes.c_int64(0)
     helpers = min(threads, -(-blocks // size)) - 1
     invitations = deque(range(helpers))
-    done: SimpleQueue[int] = SimpleQueue()
+    found: list[int] = []
+    done: SimpleQueue[None] = SimpleQueue()
 
     def work() -> None:
         try:
             invitations.popleft()
         except IndexError:  # withdrawn: the work was done before this thread woke up
             return
-        done.put(kernel.shares(parameters, counter, blocks, size))
+        found.append(kernel.shares(parameters, counter, blocks, size))
+        done.put(None)
 
-    _start(helpers)
-    for _ in range(helpers):
-        _jobs.put(work)
-    bad = kernel.shares(parameters, counter, blocks, size)
-    came = helpers
-    while invitations:
+    try:
+        _start(helpers)
+        for _ in range(helpers):
+            _jobs.put(work)
+        found.append(kernel.shares(parameters, counter, blocks, size))
+    except BaseException:
+        counter.value = blocks  # so that the helpers stop soon
+        found.append(0)
+        raise
+    finally:
+        came = helpers + 1
+        while invitations:
+            with contextlib.suppress(IndexError):
+                invitations.popleft()
+                came -= 1
+        _await(found, came, done)
+    return sum(found)
+
+
+def _await(found: list[int], count: int, done: SimpleQueue[None]) -> None:
+    """Waits until that many have finished, whatever interrupts it: they work on the caller's arrays."""
+    interruption: BaseException | None = None
+    while len(found) < count:
         try:
-            invitations.popleft()
-        except IndexError:
-            break
-        came -= 1
-    return bad + sum(done.get() for _ in range(came))
+            done.get()
+        except BaseException as error:
+            interruption = error
+    if interruption is not None:
+        raise interruption
 
 
 def _start(helpers: int) -> None:

@@ -1,0 +1,534 @@
+"""Threads change no bit and hang nowhere: any number of them, beside other pools, after a fork, and at the very end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import polyloss
+
+pytest.importorskip("llvmlite")
+
+from polyloss.backends.cpu import call, threads
+
+COUNTS = (1, 2, 3, 5)
+PATIENCE = 60  # seconds; what hangs would hang for ever
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+needs_affinity = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this platform")
+
+
+def softmax(rows: int, classes: int, dtype: str, **options: Any) -> Callable[[], list[np.ndarray]]:
+    """A computation of mean, gradient and items."""
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((rows, classes)).astype(dtype), rng.integers(0, classes, rows)
+    w = rng.uniform(0.5, 2, rows).astype(dtype)
+    return lambda: _all(polyloss.softmax_cross_entropy, x, y, weights=w, **options)
+
+
+def sigmoid(size: int, dtype: str) -> Callable[[], list[np.ndarray]]:
+    rng = np.random.default_rng(0)
+    x, t = rng.standard_normal(size).astype(dtype), rng.integers(0, 2, size).astype(dtype)
+    return lambda: _all(polyloss.sigmoid_cross_entropy, x, t)
+
+
+def _all(loss: Any, *arrays: Any, **options: Any) -> list[np.ndarray]:
+    mean, gradient = polyloss.value_and_grad(loss)(*arrays, **options)
+    return [
+        np.asarray(mean),
+        gradient,
+        loss(*arrays, reduction="none", **options),
+        np.asarray(loss(*arrays, **options)),
+    ]
+
+
+WORK = {
+    "rows float32": softmax(300, 1000, "float32"),
+    "rows float64": softmax(300, 1000, "float64"),
+    "smoothed rows float32": softmax(300, 1000, "float32", label_smoothing=0.1),
+    "lanes float32": softmax(20_000, 10, "float32"),
+    "lanes float64": softmax(20_000, 10, "float64"),
+    "elements float32": sigmoid(300_000, "float32"),
+    "elements float64": sigmoid(300_000, "float64"),
+}
+
+
+def bits(results: list[np.ndarray]) -> list[bytes]:
+    return [x.tobytes() for x in results]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """For every call that is shared among threads, by how many."""
+    found: list[int] = []
+    run = threads.run
+
+    def counting(kernel: Any, parameters: bytes, blocks: int, count: int) -> int:
+        found.append(count)
+        return run(kernel, parameters, blocks, count)
+
+    monkeypatch.setattr(threads, "run", counting)
+    return found
+
+
+def python(*parts: str, patience: float = PATIENCE, **environment: str) -> str:
+    """What the program prints; it must end by itself, with status 0."""
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(textwrap.dedent(part) for part in (IMPORTS, *parts))],
+        capture_output=True,
+        text=True,
+        timeout=patience,
+        env=os.environ | environment,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.strip()
+
+
+IMPORTS = """
+    import os, signal, sys, threading, time
+    import numpy as np
+    import polyloss
+"""
+
+COMPUTE = """
+    from polyloss.backends.cpu import threads
+    rng = np.random.default_rng(0)
+    X, Y = rng.standard_normal((300, 1000), np.float32), rng.integers(0, 1000, 300)
+    A, B = rng.standard_normal((20_000, 10), np.float32), rng.integers(0, 10, 20_000)
+    S = rng.standard_normal(300_000, np.float32)
+    T = (S > 0.5).astype(np.float32)
+    def results():
+        found = []
+        for loss, x, t in (
+            (polyloss.softmax_cross_entropy, X, Y),
+            (polyloss.softmax_cross_entropy, A, B),
+            (polyloss.sigmoid_cross_entropy, S, T),
+        ):
+            value, gradient = polyloss.value_and_grad(loss)(x, t)
+            found.append(value.tobytes() + gradient.tobytes())
+        return found
+    limit, threads.limit = threads.limit, lambda: 1
+    SERIAL = results()
+    threads.limit = lambda: 3
+    def right():
+        return results() == SERIAL
+"""
+"""`right()` is whether a loss on every kernel has the bits of a serial computation."""
+
+FORK = """
+    def in_child(f, patience=20):
+        pid = os.fork()
+        if not pid:
+            signal.alarm(patience)
+            try:
+                os._exit(0 if f() else 1)
+            except BaseException:
+                import traceback
+                traceback.print_exc()
+                os._exit(2)
+        status = os.waitpid(pid, 0)[1]
+        if status:
+            print("the child ended with status", status, file=sys.stderr)
+        return status == 0
+"""
+"""`in_child(f)` is whether f() is true in a forked child, which is killed where it hangs."""
+
+# The same bits.
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_the_number_of_threads_changes_no_bit(name: str, monkeypatch: pytest.MonkeyPatch, asked: list[int]) -> None:
+    found = {}
+    for count in COUNTS:
+        monkeypatch.setattr(threads, "limit", lambda count=count: count)
+        found[count] = bits(WORK[name]())
+    assert all(found[count] == found[1] for count in COUNTS)
+    assert sorted(set(asked)) == [2, 3, 5]  # one thread needs no pool
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 63, 64, 65, 129, 257])
+def test_few_blocks_are_shared_among_many_threads(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call, "CUTOFF", 1)
+    for make in (softmax(rows, 40, "float32"), softmax(rows, 7, "float32"), sigmoid(rows, "float32")):
+        found = []
+        for count in (1, 2, 3, 5, 17):
+            monkeypatch.setattr(threads, "limit", lambda count=count: count)
+            found.append(bits(make()))
+        assert all(x == found[0] for x in found)
+
+
+def test_work_below_the_cutoff_wakes_no_thread(monkeypatch: pytest.MonkeyPatch, asked: list[int]) -> None:
+    monkeypatch.setattr(threads, "limit", lambda: 5)
+    softmax(3, 10, "float32")()
+    sigmoid(call.CUTOFF - 1, "float32")()
+    assert asked == []
+    sigmoid(call.CUTOFF, "float32")()
+    assert set(asked) == {5}
+
+
+def test_calls_from_several_threads_at_once_have_the_bits_of_serial_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "limit", lambda: 1)
+    serial = {name: bits(compute()) for name, compute in WORK.items()}
+    monkeypatch.setattr(threads, "limit", lambda: 3)
+    names = list(WORK)
+    gate = threading.Barrier(8)
+
+    def caller(which: int) -> list[bool]:
+        gate.wait(PATIENCE)
+        order = [names[(which + i) % len(names)] for i in range(2 * len(names))]
+        return [bits(WORK[name]()) == serial[name] for name in order]
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(caller, range(8), timeout=PATIENCE))
+    assert all(all(same) for same in found)
+
+
+class Slow:
+    """A kernel in Python: ``part(start, stop)`` treats these blocks."""
+
+    def __init__(self, part: Callable[[int, int], int]) -> None:
+        self.part, self.lock = part, threading.Lock()
+
+    def all(self, parameters: bytes, start: int, stop: int) -> int:
+        return self.part(start, stop)
+
+    def shares(self, parameters: bytes, counter: Any, blocks: int, size: int) -> int:
+        bad = 0
+        while True:
+            with self.lock:
+                start, counter.value = counter.value, counter.value + size
+            if start >= blocks:
+                return bad
+            bad |= self.part(start, min(start + size, blocks))
+
+
+def run(part: Callable[[int, int], int], blocks: int, count: int) -> int:
+    kernel: Any = Slow(part)
+    return threads.run(kernel, b"", blocks, count)
+
+
+def test_a_call_from_inside_a_call_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "limit", lambda: 2)
+    inner = WORK["lanes float32"]
+    expected = bits(inner())
+    found: list[list[bytes]] = []
+
+    def part(start: int, stop: int) -> int:  # runs in helpers as well
+        found.append(bits(inner()))
+        return 0
+
+    run(part, 8, 2)
+    assert found == [expected] * 8
+
+
+# What a call is given and what it finds.
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 64])
+def test_every_block_is_treated_once_and_what_is_found_is_kept(count: int) -> None:
+    for blocks in (1, 2, 3, 7, 8, 9, 100, 1000):
+        for bad in (0, 1):
+            parts: list[tuple[int, int]] = []
+
+            def part(start: int, stop: int, parts: Any = parts, bad: int = bad, last: int = blocks - 1) -> int:
+                parts.append((start, stop))
+                return bad if start <= last < stop else 0
+
+            assert bool(run(part, blocks, count)) == bool(bad)
+            assert sorted(block for part in parts for block in range(*part)) == list(range(blocks))
+
+
+@pytest.mark.parametrize("at", [0, 7, 12_345, 19_999])
+@pytest.mark.parametrize("label", [-1, 10, 2**40, -(2**63)])
+def test_an_invalid_label_is_found_by_whatever_thread_meets_it(
+    at: int, label: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "limit", lambda: 5)
+    x, y = np.zeros((20_000, 10), np.float32), np.zeros(20_000, np.int64)
+    y[at] = label
+    with pytest.raises(ValueError, match=rf"got {label} at index \({at},\)"):
+        polyloss.softmax_cross_entropy(x, y)
+    wide = np.zeros((2_000, 64), np.float32)
+    at //= 10
+    labels = np.zeros(2_000, np.int64)
+    labels[at] = -1
+    with pytest.raises(ValueError, match=rf"got -1 at index \({at},\)"):
+        polyloss.value_and_grad(polyloss.softmax_cross_entropy)(wide, labels)
+    with pytest.raises(ValueError, match=r"got 2\.0"):
+        polyloss.sigmoid_cross_entropy(x, np.where(np.arange(200_000).reshape(x.shape) == at, 2.0, 1.0))
+
+
+def test_no_thread_works_on_for_a_call_that_was_interrupted() -> None:
+    """Its arrays may be gone by then."""
+    caller, started, running = threading.current_thread(), threading.Event(), []
+
+    def part(start: int, stop: int) -> int:
+        if threading.current_thread() is caller:
+            assert started.wait(PATIENCE)
+            raise KeyboardInterrupt
+        running.append(start)
+        started.set()
+        time.sleep(0.1)
+        running.remove(start)
+        return 0
+
+    with pytest.raises(KeyboardInterrupt):
+        run(part, 64, 2)
+    assert running == []
+    time.sleep(0.15)
+    assert running == []
+
+
+# How many threads.
+
+
+def test_limit_is_what_numba_num_threads_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    for asked, expected in (("1", 1), ("3", 3), ("8", 8), ("99", 8), ("0", 1), ("-4", 1), ("many", 8), ("", 8)):
+        monkeypatch.setenv("NUMBA_NUM_THREADS", asked)
+        assert threads.limit() == expected, asked
+    monkeypatch.delenv("NUMBA_NUM_THREADS")
+    assert threads.limit() == 8
+
+
+def test_limit_is_the_number_of_processors_where_there_is_no_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert threads.limit() == 6
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert threads.limit() == 1
+
+
+@needs_affinity
+def test_a_process_is_held_to_its_affinity_and_to_numba_num_threads() -> None:
+    code = """
+        print(limit(), right())
+        os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+        threads.limit = limit
+        print(limit(), right())
+    """
+    assert python(COMPUTE, code, NUMBA_NUM_THREADS="1").splitlines() == ["1 True", "1 True"]
+    assert python(COMPUTE, code, NUMBA_NUM_THREADS="64").splitlines()[1] == "1 True"
+
+
+@pytest.mark.parametrize("asked", ["many", "0"])
+def test_an_invalid_numba_num_threads_is_harmless(asked: str, tmp_path: Path) -> None:
+    """Numba itself reads it when a kernel is compiled."""
+    code = "print(polyloss.sigmoid_cross_entropy(np.zeros(70_000, np.float32), np.ones(70_000, np.float32)))"
+    assert python(code, NUMBA_NUM_THREADS=asked, POLYLOSS_CACHE_DIR=str(tmp_path)) == "0.6931472"
+
+
+def test_torchs_own_number_of_threads_holds_for_its_tensors(monkeypatch: pytest.MonkeyPatch, asked: list[int]) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(threads, "limit", lambda: 5)
+    before = torch.get_num_threads()
+    x = torch.zeros(300, 1000, requires_grad=True)
+    try:
+        for count, expected in ((1, []), (2, [2, 2]), (64, [5, 5])):
+            asked.clear()
+            torch.set_num_threads(count)
+            polyloss.softmax_cross_entropy(x, torch.zeros(300, dtype=torch.int64)).backward()
+            assert asked == expected
+    finally:
+        torch.set_num_threads(before)
+
+
+# Forks.
+
+
+@needs_fork
+def test_a_forked_child_computes_after_its_parent_did() -> None:
+    code = """
+        assert right()
+        print(in_child(right), right(), in_child(lambda: in_child(right)))
+    """
+    assert python(COMPUTE, FORK, code) == "True True True"
+
+
+@needs_fork
+def test_workers_of_a_multiprocessing_pool_compute_after_their_parent_did() -> None:
+    code = """
+        import multiprocessing
+        def work(i):
+            return right()
+        assert right()
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            print(all(pool.map(work, range(6))))
+    """
+    assert python(COMPUTE, code) == "True"
+
+
+@needs_fork
+def test_a_child_forked_while_other_threads_are_inside_kernels_computes() -> None:
+    code = """
+        stop, wrong, found = threading.Event(), [], []
+        def busy():
+            while not stop.is_set():
+                if not right():
+                    wrong.append(1)
+        busiest = [threading.Thread(target=busy) for _ in range(4)]
+        for thread in busiest:
+            thread.start()
+        for _ in range(12):
+            time.sleep(0.011)
+            found.append(in_child(right))
+        stop.set()
+        for thread in busiest:
+            thread.join()
+        print(all(found), wrong)
+    """
+    assert python(COMPUTE, FORK, code) == "True []"
+
+
+@needs_fork
+def test_a_child_forked_while_another_thread_compiles_a_kernel_computes(tmp_path: Path) -> None:
+    """A lock that a thread of the parent holds stays locked in the child for ever."""
+    code = """
+        from polyloss.backends.cpu import compiled
+        import numba  # so that no lock of the import system is in play
+        def compile():
+            for kind in ("float32", "float64"):
+                compiled.kernel("elements", kind, kind, True, False)
+        def right():
+            return abs(polyloss.sigmoid_cross_entropy(np.zeros(9), np.ones(9)) - np.log(2)) < 1e-15
+        compiling = threading.Thread(target=compile)
+        compiling.start()
+        found = []
+        for _ in range(3):
+            time.sleep(0.15)
+            found.append(in_child(right, patience=8))
+        compiling.join()
+        print(found)
+    """
+    assert python(FORK, code, POLYLOSS_CACHE_DIR=str(tmp_path)) == "[True, True, True]"
+
+
+@needs_fork
+def test_workers_of_a_torch_data_loader_compute_losses() -> None:
+    pytest.importorskip("torch")
+    code = """
+        import torch
+        class Losses(torch.utils.data.Dataset):
+            def __len__(self):
+                return 6
+            def __getitem__(self, i):
+                x = torch.from_numpy(X).requires_grad_()
+                loss = polyloss.softmax_cross_entropy(x, torch.from_numpy(Y))
+                loss.backward()
+                return right(), loss.detach(), x.grad.sum(0)
+        data = Losses()
+        _, loss, gradient = data[0]  # so the parent has used the pool, and torch's own
+        loader = torch.utils.data.DataLoader(data, 3, num_workers=2, multiprocessing_context="fork", timeout=30)
+        for good, losses, gradients in loader:
+            print(bool(good.all()), bool((losses == loss).all()), bool((gradients == gradient).all()))
+    """
+    assert python(COMPUTE, code) == "True True True\nTrue True True"
+
+
+# Other pools in the same process.
+
+
+@pytest.mark.parametrize("layer", ["workqueue", "omp", "tbb"])
+def test_every_threading_layer_of_numba_may_be_in_use_beside_it(layer: str) -> None:
+    code = """
+        import numba
+        @numba.njit(parallel=True)
+        def theirs(x):
+            s = 0.0
+            for i in numba.prange(x.size):
+                s += x[i]
+            return s
+        try:
+            theirs(np.ones(10))
+        except ValueError as error:
+            print("unavailable:", str(error).splitlines()[0])
+            sys.exit()
+        assert numba.threading_layer() == os.environ["NUMBA_THREADING_LAYER"]
+        stop, found = threading.Event(), []
+        def beside():
+            while not stop.is_set():
+                found.append(right())
+        ours = [threading.Thread(target=beside) for _ in range(2)]
+        for thread in ours:
+            thread.start()
+        end = time.monotonic() + 0.3
+        while time.monotonic() < end or len(found) < 4:
+            assert theirs(np.ones(100_000)) == 100_000
+        stop.set()
+        for thread in ours:
+            thread.join()
+        print(all(found), in_child(right) if hasattr(os, "fork") else True, right())
+    """
+    printed = python(COMPUTE, FORK, code, NUMBA_THREADING_LAYER=layer)
+    if printed.startswith("unavailable"):
+        pytest.skip(f"Numba has no {layer} here, {printed}")
+    assert printed == "True True True"
+
+
+# The end.
+
+used_before = pytest.mark.parametrize("used", [False, True], ids=["first call", "pool in use"])
+
+
+@used_before
+def test_a_call_at_the_interpreters_exit_is_right(used: bool) -> None:
+    code = """
+        import atexit
+        atexit.register(lambda: print(right()))
+    """
+    assert python(COMPUTE, "right()" * used, code) == "True"
+
+
+@used_before
+def test_a_call_while_the_interpreter_is_torn_down_ends(used: bool) -> None:
+    """No thread can start any more, and on Python 3.11 the attempt would wait for ever."""
+    code = """
+        os.sched_getaffinity = {0: {1, 2, 3}}.get  # several processors, and nothing that this program defines
+        X, T = np.zeros(300_000), np.ones(300_000)
+        polyloss.sigmoid_cross_entropy(X[:9], T[:9])
+        class Last:  # which is destroyed when the names of this program are gone; those of polyloss may be, too
+            def __del__(self, loss=polyloss.sigmoid_cross_entropy, X=X, T=T, write=os.write):
+                write(1, b"called ")
+                if 0.69 < loss(X, T) < 0.7:
+                    write(1, b"right")
+        last = Last()
+        last.itself = last
+    """
+    assert python(code, "polyloss.sigmoid_cross_entropy(X, T)" * used, patience=10) in ("called", "called right")
+
+
+def test_threads_that_go_on_at_the_end_of_the_program_do_not_hold_it() -> None:
+    code = """
+        def forever():
+            while True:
+                results()
+        for _ in range(2):
+            threading.Thread(target=forever, daemon=True).start()
+        def later():
+            time.sleep(0.1)
+            print(right(), flush=True)
+        threading.Thread(target=later).start()
+    """
+    assert python(COMPUTE, code) == "True"
+
+
+def test_a_call_is_right_where_no_thread_can_start() -> None:
+    code = """
+        def refuse(self):
+            raise RuntimeError("can't start new thread")
+        threading.Thread.start = refuse
+        print(right(), right())
+    """
+    assert python(COMPUTE, code) == "True True"
