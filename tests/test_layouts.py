@@ -953,13 +953,16 @@ def test_expanded_tensors(classes: int, ran: list[Any]) -> None:
         agree_all(results(polyloss.sigmoid_cross_entropy, x, t), expected, 1, small, larger=binary_terms(x, t))
 
 
+@pytest.mark.parametrize("contiguous", [False, True])
 @pytest.mark.parametrize("argument", ["weights", "pos_weight", "targets", "class_weights"])
-def test_negative_views_of_torch_are_read_with_their_sign(argument: str) -> None:
+def test_negative_views_of_torch_are_read_with_their_sign(argument: str, contiguous: bool) -> None:
     """The imaginary part of a conjugate: its memory holds the numbers with the other sign."""
     torch = pytest.importorskip("torch")
     numbers = torch.linspace(0.1, 0.9, 6)
     view = torch.complex(torch.zeros(6), -numbers).conj().imag
-    assert view.is_neg() and torch.equal(view, numbers)
+    if contiguous:  # as that of a single number is, and the copy of a copy
+        view = numbers.neg()._neg_view()
+    assert view.is_neg() and torch.equal(view, numbers) and view.is_contiguous() == contiguous
     x = torch.linspace(-2, 2, 36).reshape(6, 6)
     if argument == "class_weights":
         calls: list[Any] = [
