@@ -105,7 +105,7 @@ class Torch(Library):
         return super().run(kernel, work, formula)
 
     def number(self, value: Any, work: Work) -> Array:
-        return value if work.divisor is None else torch.tensor(value, dtype=work.dtype)
+        return value if work.divisor is None else torch.tensor(value, dtype=work.dtype, device="cpu")
 
     def stored(self, x: Array) -> str | None:
         if _is_plain(x) and x.device.type == "cpu" and x.layout is torch.strided and not x.is_neg():

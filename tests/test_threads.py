@@ -249,6 +249,19 @@ def test_every_block_is_treated_once_and_what_is_found_is_kept(count: int) -> No
             assert sorted(block for part in parts for block in range(*part)) == list(range(blocks))
 
 
+def test_what_a_helper_finds_is_found() -> None:
+    caller, helped = threading.current_thread(), threading.Event()
+
+    def part(start: int, stop: int) -> int:
+        if threading.current_thread() is caller:
+            assert helped.wait(PATIENCE)
+            return 0
+        helped.set()
+        return 1
+
+    assert run(part, 64, 2)
+
+
 @pytest.mark.parametrize("at", [0, 7, 12_345, 19_999])
 @pytest.mark.parametrize("label", [-1, 10, 2**40, -(2**63)])
 def test_an_invalid_label_is_found_by_whatever_thread_meets_it(

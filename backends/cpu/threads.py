@@ -8,7 +8,6 @@ or lost in a fork is slower and right. Which thread treats a block changes no bi
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import sys
@@ -49,61 +48,61 @@ def run(kernel: Kernel, parameters: bytes, blocks: int, threads: int) -> int:
         return kernel.all(parameters, 0, blocks)
     size = max(1, blocks // (16 * threads))  # of a share: many, so that a late helper finds some, and is not waited for
     counter = ctypes.c_int64(0)
-    helpers = min(threads, -(-blocks // size)) - 1
+    helpers = _started(min(threads, -(-blocks // size)) - 1)
     invitations = deque(range(helpers))
+    awake: list[None] = []
     found: list[int] = []
     done: SimpleQueue[None] = SimpleQueue()
 
     def work() -> None:
+        awake.append(None)  # before it looks for an invitation, so that nobody leaves while it works
+        bad = 0
         try:
             invitations.popleft()
         except IndexError:  # withdrawn: the work was done before this thread woke up
-            return
-        found.append(kernel.shares(parameters, counter, blocks, size))
+            pass
+        else:
+            bad = kernel.shares(parameters, counter, blocks, size)
+        found.append(bad)
         done.put(None)
 
+    def finish() -> None:
+        """Waits for the helpers, whatever interrupts it: they work on the caller's arrays."""
+        interruption: BaseException | None = None
+        while True:
+            try:
+                invitations.clear()
+                while len(found) < len(awake):
+                    done.get()
+                break
+            except BaseException as error:
+                interruption = error
+        if interruption is not None:
+            raise interruption
+
     try:
-        _start(helpers)
         for _ in range(helpers):
             _jobs.put(work)
-        found.append(kernel.shares(parameters, counter, blocks, size))
+        bad = kernel.shares(parameters, counter, blocks, size)
     except BaseException:
         counter.value = blocks  # so that the helpers stop soon
-        found.append(0)
         raise
     finally:
-        came = helpers + 1
-        while invitations:
-            with contextlib.suppress(IndexError):
-                invitations.popleft()
-                came -= 1
-        _await(found, came, done)
-    return sum(found)
+        finish()
+    return bad + sum(found)
 
 
-def _await(found: list[int], count: int, done: SimpleQueue[None]) -> None:
-    """Waits until that many have finished, whatever interrupts it: they work on the caller's arrays."""
-    interruption: BaseException | None = None
-    while len(found) < count:
-        try:
-            done.get()
-        except BaseException as error:
-            interruption = error
-    if interruption is not None:
-        raise interruption
-
-
-def _start(helpers: int) -> None:
+def _started(helpers: int) -> int:
+    """That many helpers, or as many as there can be."""
     global _workers
-    if _workers >= helpers:
-        return
     with _lock:
         while _workers < helpers:
             try:
                 threading.Thread(target=_serve, args=(_jobs,), name="polyloss", daemon=True).start()
-            except RuntimeError:  # no more threads, or the interpreter is shutting down: the caller does it all
-                return
+            except RuntimeError:  # no more threads, or the interpreter is shutting down: the caller does more
+                break
             _workers += 1
+        return min(helpers, _workers)
 
 
 def _serve(jobs: SimpleQueue[Callable[[], None]]) -> None:
