@@ -127,10 +127,10 @@ class Torch(Library):
         return torch.from_numpy(np.empty(shape, stored))
 
     def is_contiguous(self, x: Array) -> bool:
-        return bool(x.is_contiguous())
+        return bool(x.is_contiguous()) and not x.is_neg()
 
     def contiguous(self, x: Array) -> Array:
-        return x.contiguous()
+        return x.resolve_neg().contiguous()
 
     def threads(self) -> int | None:
         return int(torch.get_num_threads())

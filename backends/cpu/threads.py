@@ -22,7 +22,7 @@ __all__ = ["limit", "run"]
 
 _jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
 _workers = 0
-_lock = threading.Lock()
+_lock = threading.RLock()  # a signal handler or a __del__ may compute a loss while it is held
 _finalizing = sys.is_finalizing  # held here: the names of a module may go before its functions do
 
 
@@ -113,7 +113,7 @@ def _serve(jobs: SimpleQueue[Callable[[], None]]) -> None:
 def _after_fork() -> None:
     """The child has none of the parent's threads, and its queue may have been copied while one held its lock."""
     global _jobs, _workers, _lock
-    _jobs, _workers, _lock = SimpleQueue(), 0, threading.Lock()
+    _jobs, _workers, _lock = SimpleQueue(), 0, threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
