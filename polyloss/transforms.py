@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 from polyloss import dispatch
 from polyloss.backends import Array
@@ -140,7 +140,8 @@ def softplus(x: Array) -> Array:
 
 
 def _softplus_of_minus(call: Call, v: Array) -> Array:
-    return call.library.apply(SoftplusCrossEntropy(), v)
+    primitive: Any = SoftplusCrossEntropy()
+    return call.library.apply(primitive, v)
 
 
 @_quietly
