@@ -142,7 +142,10 @@ def library_of(x: Any) -> Library:
     """The library of the array ``x``; `TypeError` where it is no array."""
     library = _BY_TYPE.get(type(x))
     if library is None:
-        library = _BY_TYPE[type(x)] = _find(x)
+        library = _find(x)
+        if isinstance(x, np.generic):  # a number, in a call; NumPy's own arithmetic makes some of 0-d arrays
+            return library
+        _BY_TYPE[type(x)] = library
         if library.plain is type(x):
             _PLAIN[type(x)] = library
     return library

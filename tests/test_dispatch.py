@@ -116,6 +116,13 @@ def test_a_subclass_is_known_by_its_base() -> None:
     assert parameter.grad is not None
 
 
+def test_a_scalar_of_numpy_stays_a_number_whatever_was_asked_before() -> None:
+    strict = pytest.importorskip("array_api_strict")
+    dispatch.library_of(np.float32(1))
+    loss = polyloss.bpr(np.float32(1), strict.asarray(0.0, dtype=strict.float32))
+    assert type(loss) is type(strict.asarray(0.0))
+
+
 def test_what_is_no_array_is_no_array() -> None:
     for x in (np.dtype("f4"), object(), np.random.default_rng(0), "abc", {1: 2}):
         with pytest.raises(TypeError):
