@@ -138,7 +138,7 @@ def timed(call: str, folder: Path) -> tuple[float, bool]:
 
 @pytest.mark.parametrize("call", CALLS)
 def test_a_first_call_takes_seconds_cold_and_half_of_one_warm(call: str, tmp_path: Path) -> None:
-    """Cold it takes 1.5 to 2.5 s of the processor where the benchmarks ran; slower machines get twice as long."""
+    """Cold it takes 1.5 to 2.6 s of the processor where the benchmarks ran; slower machines get twice as long."""
     cold, warm = [], []
     while len(cold) < 2 and min(cold, default=9.0) >= 2.5:  # once more where something came between
         seconds, numba = timed(call, tmp_path / str(len(cold)))
