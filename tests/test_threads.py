@@ -23,7 +23,7 @@ pytest.importorskip("llvmlite")
 from polyloss.backends.cpu import call, threads
 
 COUNTS = (1, 2, 3, 5)
-PATIENCE = 60  # seconds; what hangs would hang for ever
+LONG = 60  # seconds; what hangs would hang for ever
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
 needs_affinity = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this platform")
@@ -82,7 +82,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-def python(*parts: str, patience: float = PATIENCE, **environment: str) -> str:
+def python(*parts: str, patience: float = LONG, **environment: str) -> str:
     """What the program prints; it must end by itself, with status 0."""
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(textwrap.dedent(part) for part in (IMPORTS, *parts))],
@@ -185,12 +185,12 @@ def test_calls_from_several_threads_at_once_have_the_bits_of_serial_ones(monkeyp
     gate = threading.Barrier(8)
 
     def caller(which: int) -> list[bool]:
-        gate.wait(PATIENCE)
+        gate.wait(LONG)
         order = [names[(which + i) % len(names)] for i in range(2 * len(names))]
         return [bits(WORK[name]()) == serial[name] for name in order]
 
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(caller, range(8), timeout=PATIENCE))
+        found = list(pool.map(caller, range(8), timeout=LONG))
     assert all(all(same) for same in found)
 
 
@@ -203,14 +203,17 @@ class Slow:
     def all(self, parameters: bytes, start: int, stop: int) -> int:
         return self.part(start, stop)
 
-    def shares(self, parameters: bytes, counter: Any, blocks: int, size: int) -> int:
-        bad = 0
+    def shares(self, parameters: bytes, progress: Any, blocks: int, parts: int, patience: int) -> int:
         while True:
             with self.lock:
-                start, counter.value = counter.value, counter.value + size
+                start = progress[0]
+                progress[0] = stop = max(start, min(blocks, start + max(1, (blocks - start) // parts)))
             if start >= blocks:
-                return bad
-            bad |= self.part(start, min(start + size, blocks))
+                return int(progress[2])
+            found = self.part(start, stop)
+            with self.lock:
+                progress[1] += stop - start
+                progress[2] |= found
 
 
 def run(part: Callable[[int, int], int], blocks: int, count: int) -> int:
@@ -225,7 +228,7 @@ def test_a_call_from_inside_a_call_ends(monkeypatch: pytest.MonkeyPatch) -> None
     found: list[list[bytes]] = []
 
     def part(start: int, stop: int) -> int:  # runs in helpers as well
-        found.append(bits(inner()))
+        found.extend([bits(inner())] * (stop - start))
         return 0
 
     run(part, 8, 2)
@@ -254,7 +257,7 @@ def test_what_a_helper_finds_is_found() -> None:
 
     def part(start: int, stop: int) -> int:
         if threading.current_thread() is caller:
-            assert helped.wait(PATIENCE)
+            assert helped.wait(LONG)
             return 0
         helped.set()
         return 1
@@ -282,25 +285,49 @@ def test_an_invalid_label_is_found_by_whatever_thread_meets_it(
         polyloss.sigmoid_cross_entropy(x, np.where(np.arange(200_000).reshape(x.shape) == at, 2.0, 1.0))
 
 
-def test_no_thread_works_on_for_a_call_that_was_interrupted() -> None:
-    """Its arrays may be gone by then."""
+@pytest.mark.parametrize("again", [1, 5])
+def test_no_thread_works_on_for_a_call_that_was_interrupted(again: int) -> None:
+    """Its arrays may be gone by then. An interruption comes between two calls of the machine code, never in one."""
     caller, started, running = threading.current_thread(), threading.Event(), []
+    interruptions = iter(range(again))
 
     def part(start: int, stop: int) -> int:
-        if threading.current_thread() is caller:
-            assert started.wait(PATIENCE)
-            raise KeyboardInterrupt
         running.append(start)
         started.set()
-        time.sleep(0.1)
+        time.sleep(0.02)
         running.remove(start)
         return 0
 
+    class Interrupted(Slow):
+        def shares(self, *arguments: Any) -> int:
+            if threading.current_thread() is caller:
+                assert started.wait(LONG)
+                if next(interruptions, None) is not None:
+                    raise KeyboardInterrupt
+            return super().shares(*arguments)
+
+    kernel: Any = Interrupted(part)
     with pytest.raises(KeyboardInterrupt):
-        run(part, 64, 2)
+        threads.run(kernel, b"", 16, 2)
     assert running == []
-    time.sleep(0.15)
+    time.sleep(0.05)
     assert running == []
+
+
+def test_a_caller_waits_for_the_last_share_of_a_helper() -> None:
+    caller, taken, ended = threading.current_thread(), threading.Event(), []
+
+    def part(start: int, stop: int) -> int:
+        if threading.current_thread() is caller:
+            assert taken.wait(LONG)
+        else:
+            taken.set()
+            time.sleep(0.2)
+            ended.append(start)
+        return 0
+
+    assert run(part, 2, 2) == 0
+    assert ended
 
 
 # How many threads.

@@ -190,7 +190,7 @@ def buffer(dtype: str, count: int) -> Any:
 
 @functools.cache
 def arithmetic(wide: str) -> SimpleNamespace:
-    """The functions of one register type: ``exp_neg``, ``log1p_unit``, ``log1p``, ``maximum``, ``real``."""
+    """The functions and constants of one register type."""
     single = wide == "float32"
     real = np.float32 if single else np.float64
     number = getattr(types, wide)
@@ -240,9 +240,11 @@ def arithmetic(wide: str) -> SimpleNamespace:
 
         return of
 
-    # exp(x) = 2^n exp(r), with r = x - n log 2 in [-log 2 / 2, log 2 / 2]. `magic` rounds to an integer, and leaves it
-    # in the lower bits; `lift` keeps 2^n a normal number, so that a subnormal result is rounded once, by the last
-    # factor. Polynomials: minimax in the relative error of the result, 2^-28 and 2^-64.
+    # exp(x) = 2^n exp(r), with r = x - n log 2 in [-log 2 / 2, log 2 / 2]. `magic` rounds to an integer, and leaves it,
+    # lifted, in the lower bits, to be added to the exponent of exp(r). Lifted, the smallest result is still a normal
+    # number, so that a subnormal one is rounded once, where it is dropped again. What is less than `least` counts as
+    # it, and so little that a sum of them drops to 0. Polynomials: minimax in the relative error of the result, 2^-28
+    # and 2^-64.
     log2e = real(1.4426950408889634)
     high, low = (
         (real(0.693359375), real(-2.12194440054690583e-4))
@@ -250,11 +252,10 @@ def arithmetic(wide: str) -> SimpleNamespace:
         else (real(6.93147180369123816490e-01), real(1.90821492927058770002e-10))
     )
     mantissa = integer(23 if single else 52)
-    magic = real(1.5 * 2.0**23 if single else 1.5 * 2.0**52)
     lift = 64 if single else 128
-    one_lifted = integer((127 + lift) << 23 if single else (1023 + lift) << 52)
+    magic = real((1.5 * 2.0**23 if single else 1.5 * 2.0**52) + lift)
     drop = real(2.0**-lift)
-    least = real(-110.0 if single else -760.0)
+    least = real(-130.0 if single else -795.0)
     exp_polynomial = polynomial(_EXP32 if single else _EXP64)
     atanh_polynomial = polynomial(_ATANH32 if single else _ATANH64)
     one, two, half, zero = real(1), real(2), real(0.5), real(0)
@@ -263,14 +264,19 @@ def arithmetic(wide: str) -> SimpleNamespace:
     inf = real(np.inf)
 
     @njit(**STRICT)
-    def exp_neg(x):
-        """exp(x) for x <= 0; exactly 0 for -inf, and NaN for NaN."""
+    def exp_lifted(x):
+        """exp(x) / drop for x <= 0; NaN for NaN."""
         x = least if x < least else x
         shifted = x * log2e + magic
         n = shifted - magic
         r = (x - n * high) - n * low
-        e = (exp_polynomial(r) * r * r + r) + one
-        return e * from_bits((bits(shifted) << mantissa) + one_lifted) * drop
+        e = (exp_polynomial(r) * r + one) * r + one
+        return from_bits(bits(e) + (bits(shifted) << mantissa))
+
+    @njit(**STRICT)
+    def exp_neg(x):
+        """exp(x) for x <= 0; exactly 0 for -inf, and NaN for NaN."""
+        return exp_lifted(x) * drop
 
     @njit(**STRICT)
     def log1p_unit(x):
@@ -293,7 +299,15 @@ def arithmetic(wide: str) -> SimpleNamespace:
         return x if x == inf or x != x else y
 
     return SimpleNamespace(
-        real=real, exp_neg=exp_neg, log1p_unit=log1p_unit, log1p=log1p, maximum=maximum, inf=inf, nan=real(np.nan)
+        real=real,
+        exp_neg=exp_neg,
+        exp_lifted=exp_lifted,
+        drop=drop,
+        log1p_unit=log1p_unit,
+        log1p=log1p,
+        maximum=maximum,
+        inf=inf,
+        nan=real(np.nan),
     )
 
 

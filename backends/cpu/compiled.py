@@ -29,7 +29,11 @@ import llvmlite.binding as llvm
 
 from polyloss.backends import Unavailable
 
-__all__ = ["Kernel", "assembly", "failures", "folder", "kernel", "language", "processor"]
+__all__ = ["Kernel", "Progress", "assembly", "failures", "folder", "kernel", "language", "processor"]
+
+
+Progress = ctypes.c_int64 * 3
+"""Of the threads that share a call: blocks that were taken, blocks that are done, and 1 if a target is invalid."""
 
 
 class Kernel(NamedTuple):
@@ -38,13 +42,17 @@ class Kernel(NamedTuple):
     all: Callable[[bytes, int, int], int]
     """``all(parameters, start, stop)`` treats these blocks."""
 
-    shares: Callable[[bytes, ctypes.c_int64, int, int], int]
-    """``shares(parameters, counter, blocks, size)`` takes ``size`` blocks at a time until the counter is past them."""
+    shares: Callable[[bytes, Progress, int, int, int], int]
+    """``shares(parameters, progress, blocks, parts, patience)`` takes a part of what is left until nothing is.
+
+    A part is one of ``parts``. Then it looks ``patience`` times whether the others are done too. Several threads may be
+    in it at once.
+    """
 
 
 _ALL = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64)
 _SHARES = ctypes.CFUNCTYPE(
-    ctypes.c_int64, ctypes.c_char_p, ctypes.POINTER(ctypes.c_int64), ctypes.c_int64, ctypes.c_int64
+    ctypes.c_int64, ctypes.c_char_p, ctypes.POINTER(ctypes.c_int64), ctypes.c_int64, ctypes.c_int64, ctypes.c_int64
 )
 _NAMES = ("polyloss_all", "polyloss_shares")
 _lock = threading.RLock()
@@ -178,23 +186,41 @@ define i64 @{_NAMES[0]}(ptr %fields, i64 %start, i64 %stop) {{
   ret i64 %value
 }}
 
-define i64 @{_NAMES[1]}(ptr %fields, ptr %counter, i64 %blocks, i64 %size) {{
+define i64 @{_NAMES[1]}(ptr %fields, ptr %progress, i64 %blocks, i64 %parts, i64 %patience) {{
 entry:
+  %done = getelementptr i64, ptr %progress, i64 1
+  %bad = getelementptr i64, ptr %progress, i64 2
   br label %next
 next:
-  %bad = phi i64 [ 0, %entry ], [ %worse, %share ]
-  %start = atomicrmw add ptr %counter, i64 %size monotonic
-  %left = icmp slt i64 %start, %blocks
-  br i1 %left, label %share, label %end
+  %start = load atomic i64, ptr %progress monotonic, align 8
+  %left = sub i64 %blocks, %start
+  %any = icmp sgt i64 %left, 0
+  br i1 %any, label %take, label %wait
+take:
+  %part = sdiv i64 %left, %parts
+  %none = icmp slt i64 %part, 1
+  %size = select i1 %none, i64 1, i64 %part
+  %stop = add i64 %start, %size
+  %exchange = cmpxchg ptr %progress, i64 %start, i64 %stop monotonic monotonic
+  %taken = extractvalue {{ i64, i1 }} %exchange, 1
+  br i1 %taken, label %share, label %next
 share:
-  %end.of.share = add i64 %start, %size
-  %within = icmp slt i64 %end.of.share, %blocks
-  %stop = select i1 %within, i64 %end.of.share, i64 %blocks
-  %one = call i64 @{_NAMES[0]}(ptr %fields, i64 %start, i64 %stop)
-  %worse = or i64 %bad, %one
+  %found = call i64 @{_NAMES[0]}(ptr %fields, i64 %start, i64 %stop)
+  %before = atomicrmw or ptr %bad, i64 %found monotonic
+  %others = atomicrmw add ptr %done, i64 %size release
   br label %next
+wait:
+  %turn = phi i64 [ 0, %next ], [ %turns, %again ]
+  %finished = load atomic i64, ptr %done acquire, align 8
+  %all = icmp sge i64 %finished, %blocks
+  br i1 %all, label %end, label %again
+again:
+  %turns = add i64 %turn, 1
+  %patient = icmp slt i64 %turns, %patience
+  br i1 %patient, label %wait, label %end
 end:
-  ret i64 %bad
+  %result = load atomic i64, ptr %bad monotonic, align 8
+  ret i64 %result
 }}
 """
 

@@ -35,25 +35,23 @@ __all__ = ["build"]
 def statistics(x: str, wide: str, keep_exponentials: bool) -> SimpleNamespace:
     """``peak`` and ``others`` of a row, and ``scaled``, its exponentials times a factor."""
     m = arithmetic(wide)
-    real, exp_neg, maximum, inf, nan = m.real, m.exp_neg, m.maximum, m.inf, m.nan
+    real, exp_lifted, drop, maximum, inf, nan = m.real, m.exp_lifted, m.drop, m.maximum, m.inf, m.nan
     load, store = memory(x, wide).load, memory(x, wide).store
-    zero, half = real(0), real(0.5)
+    zero, half, unlifted = real(0), real(0.5) / drop, float(drop)
 
     @njit(**SUMMING)
     def peak(row, n):
-        """The maximum; NaN if there is a NaN."""
-        top, unordered = -inf, False
+        """The maximum; anything if there is a NaN, which the exponentials then show."""
+        top = -inf
         for k in range(n):
-            v = load(row, k)
-            top = maximum(top, v)
-            unordered |= v != v
-        return nan if unordered else top
+            top = maximum(top, load(row, k))
+        return top
 
     @njit(**SUMMING)
     def exponentials(row, top, out, start, stop):
         s = zero
         for k in range(start, stop):
-            e = exp_neg(load(row, k) - top)
+            e = exp_lifted(load(row, k) - top)
             if keep_exponentials:
                 store(out, k, e)
             s += e
@@ -67,7 +65,7 @@ def statistics(x: str, wide: str, keep_exponentials: bool) -> SimpleNamespace:
         """
         s, tops = zero, 0
         for k in range(start, stop):
-            e = load(out, k) if keep_exponentials else exp_neg(load(row, k) - top)
+            e = load(out, k) if keep_exponentials else exp_lifted(load(row, k) - top)
             is_top = not e <= half
             s += zero if is_top else e
             tops += is_top
@@ -79,13 +77,13 @@ def statistics(x: str, wide: str, keep_exponentials: bool) -> SimpleNamespace:
         total, lost = 0.0, 0.0
         for start in range(0, n, BLOCK):
             s = float(exponentials(row, top, out, start, n if n - start < BLOCK else start + BLOCK))
-            total, lost = compensated(total, lost, s)
+            total, lost = compensated(total, lost, s * unlifted)
         rest = (total - 1.0) + lost
         if not rest >= 0.5:
             rest, tops = 0.0, 0
             for start in range(0, n, BLOCK):
                 s, found = below(row, top, out, start, n if n - start < BLOCK else start + BLOCK)
-                rest += float(s)
+                rest += float(s) * unlifted
                 tops += found
             rest = rest if tops < 2 else math.nan
         return real(rest) if top == top and top != -inf else nan
@@ -94,9 +92,9 @@ def statistics(x: str, wide: str, keep_exponentials: bool) -> SimpleNamespace:
     def scaled(row, top, factor, out, n):
         for k in range(n):
             if keep_exponentials:
-                store(out, k, load(out, k) * factor)
+                store(out, k, load(out, k) * drop * factor)
             else:
-                store(out, k, exp_neg(load(row, k) - top) * factor)
+                store(out, k, exp_lifted(load(row, k) - top) * drop * factor)
 
     return SimpleNamespace(peak=peak, others=others, scaled=scaled)
 

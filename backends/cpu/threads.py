@@ -8,17 +8,18 @@ or lost in a fork is slower and right. Which thread treats a block changes no bi
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 
-from polyloss.backends.cpu.compiled import Kernel
+from polyloss.backends.cpu.compiled import Kernel, Progress
 
 __all__ = ["limit", "run"]
+
+PATIENCE = 20_000
+"""How often the caller looks whether its helpers are done before it sleeps: some 20 us, the time that waking takes."""
 
 _jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
 _workers = 0
@@ -42,54 +43,34 @@ def limit() -> int:
 def run(kernel: Kernel, parameters: bytes, blocks: int, threads: int) -> int:
     """The kernel over all blocks; not 0 where a target is invalid.
 
-    Threads take blocks by a counter in memory until there are none, each in one call that needs no GIL.
+    Threads take blocks by a counter in memory until there are none, each in one call that needs no GIL. They take much
+    at first: two that write side by side would meet in one fresh huge page, which the system would clear for both.
     """
     if _finalizing():  # no thread may start or end any more
         return kernel.all(parameters, 0, blocks)
-    size = max(1, blocks // (16 * threads))  # of a share: many, so that a late helper finds some, and is not waited for
-    counter = ctypes.c_int64(0)
-    helpers = _started(min(threads, -(-blocks // size)) - 1)
-    invitations = deque(range(helpers))
-    awake: list[None] = []
-    found: list[int] = []
-    done: SimpleQueue[None] = SimpleQueue()
+    progress = Progress()
+    parts = 2 * threads
+    returned: SimpleQueue[None] = SimpleQueue()
 
-    def work() -> None:
-        awake.append(None)  # before it looks for an invitation, so that nobody leaves while it works
-        bad = 0
+    def help() -> None:
         try:
-            invitations.popleft()
-        except IndexError:  # withdrawn: the work was done before this thread woke up
-            pass
-        else:
-            bad = kernel.shares(parameters, counter, blocks, size)
-        found.append(bad)
-        done.put(None)
+            kernel.shares(parameters, progress, blocks, parts, 0)
+        finally:
+            returned.put(None)
 
-    def finish() -> None:
-        """Waits for the helpers, whatever interrupts it: they work on the caller's arrays."""
-        interruption: BaseException | None = None
-        while True:
-            try:
-                invitations.clear()
-                while len(found) < len(awake):
-                    done.get()
-                break
-            except BaseException as error:
-                interruption = error
-        if interruption is not None:
-            raise interruption
-
-    try:
-        for _ in range(helpers):
-            _jobs.put(work)
-        bad = kernel.shares(parameters, counter, blocks, size)
-    except BaseException:
-        counter.value = blocks  # so that the helpers stop soon
-        raise
-    finally:
-        finish()
-    return bad + sum(found)
+    for _ in range(_started(min(threads, blocks) - 1)):
+        _jobs.put(help)
+    interruption = None
+    while progress[1] < blocks:  # a helper works on the caller's arrays, so nothing may interrupt this
+        try:
+            kernel.shares(parameters, progress, blocks, parts, PATIENCE)
+            if progress[1] < blocks:
+                returned.get()
+        except BaseException as error:
+            interruption = error
+    if interruption is not None:
+        raise interruption
+    return progress[2]
 
 
 def _started(helpers: int) -> int:
