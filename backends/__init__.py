@@ -183,7 +183,7 @@ class Library:
     """The type of arrays of which nothing needs to be asked: never refused, lazy or differentiated, in one place."""
 
     def signature(self, x: Array) -> Any:
-        """What must be equal for a plain array to be like another, as far as kernels can tell; None: like no other."""
+        """What must be equal for an array to be like another, as far as kernels can tell; None: it is like no other."""
         return None
 
     def __init__(self, namespace: ModuleType) -> None:

@@ -18,7 +18,7 @@ class NumPy(Library):
     plain = np.ndarray
 
     def signature(self, x: Array) -> Any:
-        return (x.dtype, x.shape) if x.flags.aligned else None
+        return (x.dtype, x.shape) if type(x) is np.ndarray and x.flags.aligned else None
 
     def refuse(self, x: Array) -> str | None:
         if type(x) is np.ndarray:

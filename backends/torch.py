@@ -2,14 +2,16 @@
 
 No single form of ``autograd.Function`` serves all of torch: one with a ``jvp`` is refused by ``torch.compile``, one
 without it fails under ``torch.func``. So a plain eager call uses a small Function, where kernels plug in and whose
-backward is itself differentiable; under ``torch.compile``, ``torch.func`` and forward-mode AD, and for tensor
-subclasses, the primitive is plain torch code, which all of them transform.
+backward is itself differentiable. ``torch.compile`` gets the kernels as custom operations, which its code calls. Under
+``torch.func`` and forward-mode AD, in an exported program, for tensor subclasses, and for small tensors under
+``torch.compile``, the primitive is plain torch code, which all of them transform.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -18,16 +20,26 @@ import numpy as np
 import torch
 from torch.autograd import forward_ad
 
-from polyloss.backends import Array, Kernel, Library, Primitive, Work
+from polyloss import dispatch
+from polyloss.backends import Array, Kernel, Library, Primitive, Unavailable, Work
 
 __all__ = ["LIBRARY"]
 
 BLOCK = 512
+LARGE = 1 << 12
+"""Predictions from which on compiled code calls the kernels."""
+SMALL = 1 << 14
+"""Predictions up to which the forward pass computes the gradient as well."""
 HUGE = 1 << 22
 """Bytes from which on NumPy's allocator asks for huge pages."""
 
 
 class Torch(Library):
+    def signature(self, x: Array) -> Any:
+        if _is_plain(x) and x.is_cpu and x.layout is torch.strided and not x.is_neg():
+            return x.dtype, x.shape, x.requires_grad and torch.is_grad_enabled()
+        return None
+
     def device(self, x: Array) -> Any:
         return None if x.ndim == 0 and x.device.type == "cpu" else x.device
 
@@ -94,6 +106,8 @@ class Torch(Library):
 
     def apply(self, primitive: Primitive, *arrays: Array | None) -> Array:
         if not all(x is None or _is_plain(x) for x in arrays):
+            if _compiles_to_kernels(*arrays):
+                return _items_op(primitive, *arrays)
             return primitive.differentiable(self, *arrays)
         if self.differentiates(*arrays):
             return _Rule.apply(self, primitive, *arrays)
@@ -105,7 +119,7 @@ class Torch(Library):
         return super().run(kernel, work, formula)
 
     def number(self, value: Any, work: Work) -> Array:
-        return value if work.divisor is None else torch.tensor(value, dtype=work.dtype, device="cpu")
+        return value if work.divisor is None else torch.scalar_tensor(value, dtype=work.dtype, device="cpu")
 
     def stored(self, x: Array) -> str | None:
         if _is_plain(x) and x.device.type == "cpu" and x.layout is torch.strided and not x.is_neg():
@@ -142,15 +156,23 @@ _STORED = {
 }
 
 
+_WIDE = (torch.float32, torch.float64)
+
+
 def _is_plain(x: Array) -> bool:
     """Whether ``x`` holds numbers that nothing traces, batches, fakes or differentiates forwards."""
     return (
         (type(x) is torch.Tensor or type(x) is torch.nn.Parameter)
-        and not torch.compiler.is_compiling()
-        and torch._C._functorch.maybe_current_level() is None
+        and not is_compiling()
+        and _level() is None
         and forward_ad._current_level < 0
-        and torch.utils._python_dispatch._get_current_dispatch_mode() is None
+        and not _modes()
     )
+
+
+is_compiling = torch.compiler.is_compiling
+_level = torch._C._functorch.maybe_current_level
+_modes = torch._C._len_torch_dispatch_stack
 
 
 class _Rule(torch.autograd.Function):  # type: ignore[misc]
@@ -179,43 +201,173 @@ class _Rule(torch.autograd.Function):  # type: ignore[misc]
 class _KernelRule(torch.autograd.Function):  # type: ignore[misc]
     """The value of a kernel, and its gradient in the predictions by the kernel again.
 
-    The forward pass keeps the row statistics, not a second copy of the predictions. Where the gradient itself is to be
-    differentiated, it is taken of the formula.
+    The forward pass keeps the row statistics, not a second copy of the predictions; but of small ones the gradient,
+    which then costs one product. Where the gradient itself is to be differentiated, it is taken of the formula.
     """
 
     @staticmethod
     def forward(ctx: Any, kernel: Kernel, work: Work, formula: Any, *arrays: Any) -> Any:
-        value, residuals = kernel.value(work, residuals=True)
+        x = arrays[0]
+        # A 16-bit gradient may need its cotangent, the scale of the loss, not to vanish.
+        small = work.divisor is not None and x.numel() <= SMALL and x.dtype in _WIDE
+        if small:
+            work.disposable, work.scale = False, 1.0  # the predictions are saved; autograd has its own scale
+            value, gradients = kernel.value_and_vjp(work)
+            ctx.save_for_backward(*arrays, gradients[0])
+        else:
+            value, residuals = kernel.value(work, residuals=True)
+            ctx.save_for_backward(*arrays, *residuals)
         # What the rule keeps beside the saved tensors must not hold them: they would escape from torch's hooks.
-        ctx.rule = kernel, work.on(), formula
-        ctx.count = len(arrays)
-        ctx.save_for_backward(*arrays, *residuals)
+        ctx.rule = kernel, work.on(), formula, len(arrays), small
         return LIBRARY.number(value, work)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> Any:
-        kernel, work, formula = ctx.rule
+        kernel, work, formula, count, small = ctx.rule
         (cotangent,), saved = cotangents, ctx.saved_tensors
-        arrays, residuals = saved[: ctx.count], saved[ctx.count :]
         if torch.is_grad_enabled():  # create_graph
-            items = formula(*arrays)
-            if work.weights is not None:
-                items = items * work.weights
-            if work.keep is not None:
-                items = torch.where(work.keep, items, 0)
-            total = torch.sum(cotangent * items)
-            if work.divisor is not None:
-                total = total / work.divisor if work.divisor else total * 0
-            (gradient,) = torch.autograd.grad(total, arrays[0], create_graph=True)
+            gradient = _differentiable(work, formula, cotangent, saved[:count])
+        elif small:
+            gradient = saved[count] * cotangent
         else:
-            work = work.on(*arrays)
+            work = work.on(*saved[:count])
             if work.divisor is None:
                 work.weights = cotangent if work.weights is None else cotangent * work.weights
                 work.scale = 1.0
             else:
                 work.scale = float(cotangent)
-            gradient = kernel.vjp(work, residuals)[0]
-        return None, None, None, gradient, *(None for _ in arrays[1:])
+            gradient = kernel.vjp(work, saved[count:])[0]
+        return None, None, None, gradient, *[None] * (count - 1)
+
+
+def _differentiable(work: Work, formula: Callable[..., Array], cotangent: Array, arrays: tuple[Any, ...]) -> Array:
+    """The gradient in the predictions, to be differentiated again."""
+    items = formula(*arrays)
+    if work.weights is not None:
+        items = items * work.weights
+    if work.keep is not None:
+        items = torch.where(work.keep, items, 0)
+    total = torch.sum(cotangent * items)
+    if work.divisor is not None:
+        total = total / work.divisor if work.divisor else total * 0
+    (gradient,) = torch.autograd.grad(total, arrays[0], create_graph=True)
+    return gradient
+
+
+# Under torch.compile.
+
+
+@torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]
+def _is_outermost() -> bool:
+    """Whether the compiler is tracing neither torch.func nor `generic`; for it this is a constant."""
+    return _level() is None and not dispatch.is_generic()
+
+
+def _compiles_to_kernels(x: Array, *others: Array | None) -> bool:
+    """Whether compiled code is to call the kernels."""
+    return (
+        is_compiling()
+        and not torch.compiler.is_exporting()
+        and _is_outermost()
+        and forward_ad._current_level < 0
+        and all(a is None or type(a) is torch.Tensor or type(a) is torch.nn.Parameter for a in (x, *others))
+        and all(a is None or not a.requires_grad for a in others)
+        and x.is_cpu
+        and x.dtype in _WIDE
+        and x.numel() >= LARGE
+    )
+
+
+def _items_op(primitive: Primitive, x: Array, *others: Array | None) -> Array:
+    kind = type(primitive)
+    options = [float(getattr(primitive, name)) for name in kind.__dataclass_fields__]  # type: ignore[attr-defined]
+    t, a, b = (*others, None, None, None)[:3]
+    return torch.ops.polyloss.items(f"{kind.__module__}:{kind.__qualname__}", options, x, t, a, b)[0]
+
+
+def _primitive(name: str, options: Sequence[float]) -> Primitive:
+    module, _, kind = name.partition(":")
+    found: Primitive = getattr(importlib.import_module(module), kind)(*options)
+    return found
+
+
+def _kernel_work(name: str, options: Sequence[float], *arrays: Any) -> tuple[Kernel | None, Work]:
+    primitive = _primitive(name, options)
+    x, t, a, b = arrays
+    work = Work(primitive, LIBRARY, x.dtype, (x.contiguous(), t, a), x.ndim - 1, poison=True)
+    if primitive.rows:
+        if a is not None and not any(a.stride()[:-1]) and a.numel():
+            a = a[(0,) * (a.ndim - 1)]  # class weights, which the formula wants in the shape of the rows
+        work.arrays = x.contiguous(), t, a, b
+    kernels = dispatch.kernels("host")
+    return None if kernels is None or not x.numel() else kernels.take(work), work
+
+
+@torch.library.custom_op(
+    "polyloss::items",
+    mutates_args=(),
+    schema="(str primitive, float[] options, Tensor x, Tensor? t, Tensor? a, Tensor? b) -> (Tensor, Tensor, Tensor)",
+)
+def _forward_op(name: str, options: Sequence[float], x: Any, t: Any, a: Any, b: Any) -> tuple[Any, Any, Any]:
+    """The items, and of rows the statistics that spare `_backward_op` some work."""
+    kernel, work = _kernel_work(name, options, x, t, a, b)
+    if kernel is not None:
+        try:
+            items, residuals = kernel.value(work, residuals=True)
+            return items, *(residuals or (x.new_empty(0), x.new_empty(0)))
+        except Unavailable:
+            pass
+    items = work.primitive.forward(LIBRARY, *(x, t, a, b)[: len(work.arrays)])[0]
+    rows = items.numel() if work.primitive.rows else 0
+    return items, x.new_zeros(rows), x.new_zeros(rows)
+
+
+@torch.library.custom_op(
+    "polyloss::slopes",
+    mutates_args=(),
+    schema="(str primitive, float[] options, Tensor cotangent, Tensor x, Tensor? t, Tensor? a, Tensor? b, Tensor top,"
+    " Tensor others) -> Tensor",
+)
+def _backward_op(
+    name: str, options: Sequence[float], cotangent: Any, x: Any, t: Any, a: Any, b: Any, top: Any, others: Any
+) -> Any:
+    """The gradient in ``x``."""
+    kernel, work = _kernel_work(name, options, x, t, a, b)
+    if kernel is not None:
+        work.weights = cotangent
+        try:
+            return kernel.vjp(work, (top, others))[0]
+        except Unavailable:
+            pass
+    wanted = True, False, False, False
+    return work.primitive.vjp(LIBRARY, cotangent, wanted, None, *(x, t, a, b)[: len(work.arrays)])[0].contiguous()
+
+
+@_forward_op.register_fake
+def _(name: str, options: Sequence[float], x: Any, t: Any, a: Any, b: Any) -> tuple[Any, Any, Any]:
+    rows = _primitive(name, options).rows
+    items = x.new_empty(x.shape[:-1] if rows else x.shape)
+    count = items.numel() if rows else 0
+    return items, x.new_empty(count), x.new_empty(count)
+
+
+@_backward_op.register_fake
+def _(name: str, options: Sequence[float], cotangent: Any, x: Any, *rest: Any) -> Any:
+    return x.new_empty(x.shape)
+
+
+def _set_up(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    ctx.primitive = inputs[:2]
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[2:], *output[1:])
+
+
+def _pull_back(ctx: Any, cotangent: Any, *rest: Any) -> Any:
+    gradient = torch.ops.polyloss.slopes(*ctx.primitive, cotangent, *ctx.saved_tensors)
+    return None, None, gradient, None, None, None
+
+
+_forward_op.register_autograd(_pull_back, setup_context=_set_up)
 
 
 class _MatMul(torch.autograd.Function):  # type: ignore[misc]

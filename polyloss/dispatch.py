@@ -30,7 +30,6 @@ __all__ = [
     "known_library",
     "library_of",
     "plain_library",
-    "plain_type",
     "scope",
     "transform",
 ]
@@ -169,11 +168,6 @@ def _find(x: Any) -> Library:
 def known(x: Any) -> Library | None:
     """The library of ``x`` where an array of this type has been seen before."""
     return _BY_TYPE.get(type(x))
-
-
-def plain_type(kind: type) -> Library | None:
-    """The library whose plain arrays are of that type."""
-    return _PLAIN.get(kind)
 
 
 def plain_library(arguments: Iterable[Any]) -> tuple[Library, Any] | None:

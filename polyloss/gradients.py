@@ -11,7 +11,7 @@ from polyloss import dispatch
 from polyloss.backends import Array
 from polyloss.docstrings import complete
 from polyloss.reduction import Loss
-from polyloss.replay import MOST, Replay, record, signature
+from polyloss.replay import Replays, signature
 
 __all__ = ["differentiable", "grad", "value_and_grad"]
 
@@ -28,9 +28,22 @@ def differentiable(*parameters: str) -> Callable[[Callable[P, Loss]], Callable[P
     """
 
     def mark(formula: Callable[P, Loss]) -> Callable[P, Array]:
+        replays = Replays()
+
         @functools.wraps(formula)
         def loss(*args: P.args, **kwargs: P.kwargs) -> Array:
-            return formula(*args, **kwargs).value()
+            key = signature(args, kwargs)
+            if (
+                key is not None
+                and (replay := replays.get(key)) is not None
+                and (again := replay.value(args)) is not None
+            ):
+                return again
+            call = formula(*args, **kwargs)
+            value = call.value()
+            if key is not None:
+                replays.record(key, call, formula, args, kwargs)
+            return value
 
         loss.__signature__ = inspect.signature(formula).replace(return_annotation="Array")  # type: ignore[attr-defined]
         _FORMULAS[loss] = formula, parameters
@@ -83,18 +96,20 @@ def value_and_grad(loss: Callable[..., Array], wrt: str | tuple[str, ...] | None
         if name not in parameters:
             raise ValueError(f"wrt must name parameters among {_quoted(parameters)}, got {name!r}")
 
-    replays: dict[Any, Replay | None] = {}
+    replays = Replays()
 
     def compute(*args: Any, **kwargs: Any) -> tuple[Array, Any]:
+        args = tuple(map(dispatch.detached, args))
         key = None if given or preset else signature(args, kwargs)
-        if key is not None and (replay := replays.get(key)) is not None and (again := replay(args)) is not None:
-            value, found = again
-            return value, found[0] if single else found
+        if key is not None and (replay := replays.get(key)) is not None:
+            again = replay.value_and_gradients(args)
+            if again is not None:
+                return again if not single else (again[0], again[1][0])
         if given or preset:
-            args, kwargs = given + args, preset | kwargs
+            args, kwargs = (*map(dispatch.detached, given), *args), preset | kwargs
         if kwargs:
             kwargs = {name: dispatch.detached(x) for name, x in kwargs.items()}
-        loss = formula(*map(dispatch.detached, args), **kwargs)
+        loss = formula(*args, **kwargs)
         floating = loss.floating
         for name in names:
             if name not in floating:
@@ -103,10 +118,8 @@ def value_and_grad(loss: Callable[..., Array], wrt: str | tuple[str, ...] | None
                     f"differentiable here: {_quoted(n for n in parameters if n in floating)}"
                 )
         value, found = loss.value_and_gradients(names)
-        if key is not None and key not in replays:
-            if len(replays) >= MOST:
-                replays.clear()
-            replays[key] = record(loss, args, found)
+        if key is not None:
+            replays.record(key, loss, formula, args, kwargs, found)
         return value, found[0] if single else found
 
     return compute

@@ -10,22 +10,27 @@ import pytest
 
 import polyloss
 from polyloss import replay
-from polyloss.dispatch import generic
+from polyloss.dispatch import generic, library_of
 
 
 @pytest.fixture
 def replayed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The replays that gave a result."""
     found: list[Any] = []
-    real = replay.Replay.__call__
 
-    def call(self: replay.Replay, args: tuple[Any, ...]) -> Any:
-        result = real(self, args)
-        if result is not None:
-            found.append(self)
-        return result
+    def watched(name: str) -> Any:
+        real = getattr(replay.Replay, name)
 
-    monkeypatch.setattr(replay.Replay, "__call__", call)
+        def call(self: replay.Replay, args: tuple[Any, ...]) -> Any:
+            result = real(self, args)
+            if result is not None:
+                found.append(self)
+            return result
+
+        return call
+
+    for name in ("value", "value_and_gradients"):
+        monkeypatch.setattr(replay.Replay, name, watched(name))
     polyloss.bpr(X, X)  # the first call of all makes the library known
     return found
 
@@ -110,3 +115,80 @@ def test_the_memory_of_calls_is_bounded() -> None:
     for n in range(1, replay.MOST + 20):
         compute(np.zeros(n), np.zeros(n))
     assert 0 < len(inspect.getclosurevars(compute).nonlocals["replays"]) <= replay.MOST
+
+
+def test_a_loss_itself_is_replayed(replayed: list[Any]) -> None:
+    for loss, targets in ((polyloss.softmax_cross_entropy, Y), (polyloss.sigmoid_cross_entropy, (X > 0) * 1.0)):
+        for options in ({}, {"reduction": "none"}, {"denominator": 3.0, "label_smoothing": 0.1}):
+            loss(X, targets, **options)
+            replayed.clear()
+            value = loss(OTHER, targets, **options)
+            assert len(replayed) == ("denominator" not in options)
+            with generic():
+                np.testing.assert_allclose(value, loss(OTHER, targets, **options), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"targets must be class indices in \[0, 5\), got -1 at index \(0,\)"):
+        polyloss.softmax_cross_entropy(X, Y - 1)
+
+
+def test_a_replay_in_torch_is_differentiable_as_often_as_the_first_call(replayed: list[Any]) -> None:
+    torch = pytest.importorskip("torch")
+    loss, y = polyloss.softmax_cross_entropy, torch.from_numpy(Y)
+    library_of(y)  # what is not known yet is not recorded
+    for options in ({}, {"reduction": "none"}, {"reduction": "sum", "z_loss": 0.1}):
+        for rows in (6, backend_small() // 5 + 6):  # small ones keep their gradient
+            x = torch.from_numpy(np.resize(X, (rows, 5)).astype(np.float64)).requires_grad_()
+            labels = y.repeat(-(-rows // 6))[:rows]
+            replayed.clear()
+            derivatives = []
+            for _ in range(2):
+                value = loss(x, labels, **options)
+                cotangent = torch.linspace(1, 2, value.numel(), dtype=torch.float64).reshape(value.shape)
+                (g,) = torch.autograd.grad(value, x, cotangent, create_graph=True)
+                (h,) = torch.autograd.grad((g**2).sum(), x)
+                (plain,) = torch.autograd.grad(loss(x, labels, **options), x, cotangent)
+                torch.testing.assert_close(plain, g)
+                derivatives.append((value, g, h))
+            assert len(replayed) == 3
+            torch.testing.assert_close(*derivatives)
+    with torch.no_grad():
+        assert not loss(x, labels).requires_grad
+        assert not loss(x, labels).requires_grad
+    assert loss(x, labels).requires_grad
+
+
+def backend_small() -> int:
+    from polyloss.backends import torch as backend
+
+    return int(backend.SMALL)
+
+
+def test_torchs_modes_are_not_replayed(replayed: list[Any]) -> None:
+    torch = pytest.importorskip("torch")
+
+    class Watching(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return function(*args, **(kwargs or {}))
+
+    loss, x, y = polyloss.softmax_cross_entropy, torch.from_numpy(X), torch.from_numpy(Y)
+    library_of(x)
+    loss(x, y)
+    loss(x, y)
+    assert len(replayed) == 1
+    torch.func.grad(loss)(x, y)
+    torch.func.vmap(loss)(torch.stack([x, x]), torch.stack([y, y]))
+    torch.func.jvp(lambda x: loss(x, y), (x,), (x,))
+    with Watching():
+        loss(x, y)
+    loss(torch._neg_view(x), y)
+    assert len(replayed) == 1
+
+
+def test_a_gradient_by_a_small_ones_product_keeps_sixteen_bits(replayed: list[Any]) -> None:
+    """A scaled loss must not meet a gradient that has vanished in half precision already."""
+    torch = pytest.importorskip("torch")
+    x = torch.tensor([[12.0, 0.0, -3.0]] * 100, dtype=torch.float16, requires_grad=True)
+    for _ in range(2):
+        x.grad = None
+        (2.0**15 * polyloss.softmax_cross_entropy(x, torch.zeros(100, dtype=torch.int64))).backward()
+        exact = 2.0**15 / 100 * np.exp(-15) / (1 + np.exp(-12) + np.exp(-15))
+        np.testing.assert_allclose(x.grad[0, 2].item(), exact, rtol=1e-3)
