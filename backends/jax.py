@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
-from polyloss.backends import Array, Library, Primitive
+from polyloss import dispatch
+from polyloss.backends import Array, Gradients, Library, Primitive, Wanted
 
 __all__ = ["LIBRARY"]
 
@@ -73,7 +74,21 @@ class Jax(Library):
         return jax.lax.stop_gradient(x)
 
     def apply(self, primitive: Primitive, *arrays: Array | None) -> Array:
-        return _compiled(primitive, *arrays)
+        return _compiled(primitive, dispatch.is_generic(), *arrays)
+
+    def value_and_vjp(
+        self, primitive: Primitive, cotangent: Array, wanted: Wanted, *arrays: Array | None
+    ) -> tuple[Array, Gradients]:
+        return _compiled_vjp(primitive, wanted, dispatch.is_generic(), cotangent, *arrays)
+
+
+def _by_kernel(primitive: Primitive, *arrays: Array | None) -> Any:
+    """The module of kernels, where one takes this."""
+    try:
+        from polyloss.backends import jax_kernels
+    except ImportError:  # llvmlite does not exist for every platform
+        return None
+    return jax_kernels if jax_kernels.take(primitive, *arrays) else None
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -94,6 +109,23 @@ def _tangent(primitive: Primitive, arrays: tuple[Any, ...], tangents: tuple[Any,
 
 
 _items.defjvp(_tangent, symbolic_zeros=True)
-_compiled = jax.jit(_items, static_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _compiled(primitive: Primitive, generic: bool, *arrays: Array | None) -> Array:
+    if (kernels := _by_kernel(primitive, *arrays)) is not None:
+        return kernels.items(LIBRARY, primitive, *arrays)
+    return _items(primitive, *arrays)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _compiled_vjp(
+    primitive: Primitive, wanted: Wanted, generic: bool, cotangent: Array, *arrays: Array | None
+) -> tuple[Array, Gradients]:
+    if wanted[0] and not any(wanted[1:]) and (kernels := _by_kernel(primitive, *arrays)) is not None:
+        items, gradient = kernels.items_and_slopes(LIBRARY, primitive, cotangent, *arrays)
+        return items, (gradient, *[None] * (len(arrays) - 1))
+    return Library.value_and_vjp(LIBRARY, primitive, cotangent, wanted, *arrays)
+
 
 LIBRARY = Jax(jnp)

@@ -212,7 +212,7 @@ def test_files_and_folder_are_writable_by_their_owner_alone(cache: Path) -> None
 
 
 def fingerprint() -> str:
-    return compiled._fingerprint.__wrapped__()
+    return compiled.fingerprint.__wrapped__()
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -268,7 +268,7 @@ def test_after_an_edit_of_a_helper_the_new_number_is_computed(tmp_path: Path) ->
 SHAPE_OF_CODE = f"""
     from polyloss.backends.cpu import compiled
     words = compiled.assembly({KEY})
-    print(compiled._fingerprint(), words.count("%xmm"), words.count("%ymm"), words.count("%zmm"))
+    print(compiled.fingerprint(), words.count("%xmm"), words.count("%ymm"), words.count("%zmm"))
 """
 
 
@@ -279,7 +279,7 @@ def test_a_setting_of_numba_in_one_process_does_not_last_in_the_cache(setting: s
     name, _, value = setting.partition("=")
     other, *registers = python(SHAPE_OF_CODE, **{name: value}).split()
     same = registers == [str(words.count(f"%{register}mm")) for register in "xyz"]
-    assert same or other != compiled._fingerprint()
+    assert same or other != compiled.fingerprint()
 
 
 # No cache.
@@ -293,7 +293,7 @@ def test_a_folder_that_cannot_be_written_is_done_without(
     path.write_bytes(b"")
     where = {"a file": path, "below a file": path / "folder", "/proc": Path("/proc/polyloss")}.get(place, cache)
     if place.startswith("a folder"):
-        (cache / f"{'-'.join(map(str, KEY))}-{compiled._fingerprint()}.o").mkdir(parents=True)
+        (cache / f"{'-'.join(map(str, KEY))}-{compiled.fingerprint()}.o").mkdir(parents=True)
     monkeypatch.setenv("POLYLOSS_CACHE_DIR", str(where))
     np.testing.assert_allclose(loss(), formula(), rtol=1e-6)
     assert counted == [KEY]
@@ -479,7 +479,7 @@ def test_machine_code_needs_no_symbol_of_python_or_numba(tmp_path: Path) -> None
     folder = compiled.folder()
     assert folder is not None
     objects = []
-    for path in sorted(folder.glob(f"*-{compiled._fingerprint()}.o")):
+    for path in sorted(folder.glob(f"*-{compiled.fingerprint()}.o")):
         objects.append(tmp_path / path.name)
         objects[-1].write_bytes(path.read_bytes()[32:])
     assert {path.name.partition("-")[0] for path in objects} >= {"elements", "lanes", "rows", "soft"}

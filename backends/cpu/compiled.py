@@ -29,7 +29,7 @@ import llvmlite.binding as llvm
 
 from polyloss.backends import Unavailable
 
-__all__ = ["Kernel", "Progress", "assembly", "failures", "folder", "kernel", "language", "processor"]
+__all__ = ["Kernel", "Progress", "assembly", "failures", "fingerprint", "folder", "kernel", "language", "processor"]
 
 
 Progress = ctypes.c_int64 * 3
@@ -49,12 +49,15 @@ class Kernel(NamedTuple):
     in it at once.
     """
 
+    handler: int
+    """The address of the handler in `xla`, for a kernel whose key starts with that; else 0."""
+
 
 _ALL = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64)
 _SHARES = ctypes.CFUNCTYPE(
     ctypes.c_int64, ctypes.c_char_p, ctypes.POINTER(ctypes.c_int64), ctypes.c_int64, ctypes.c_int64, ctypes.c_int64
 )
-_NAMES = ("polyloss_all", "polyloss_shares")
+_NAMES = ("polyloss_all", "polyloss_shares", "polyloss_xla")
 _lock = threading.RLock()
 _loaded: dict[tuple[Any, ...], Kernel] = {}
 failures: dict[tuple[Any, ...], str] = {}
@@ -113,7 +116,7 @@ _HARMLESS = ("NUMBA_NUM_THREADS", "NUMBA_THREADING_LAYER", "NUMBA_CACHE_DIR")
 
 
 @functools.cache
-def _fingerprint() -> str:
+def fingerprint() -> str:
     """A hash of all that compiled code depends on beside the kernel's options."""
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
@@ -129,7 +132,7 @@ def _cached(key: tuple[Any, ...]) -> bytes:
     where = folder()
     if where is None:
         return _compile(key)
-    path = where / f"{'-'.join(map(str, key))}-{_fingerprint()}.o"
+    path = where / f"{'-'.join(map(str, key))}-{fingerprint()}.o"
     try:
         checksum, code = (content := path.read_bytes())[:32], content[32:]
         if hashlib.sha256(code).digest() == checksum:
@@ -170,6 +173,10 @@ def language(key: tuple[Any, ...]) -> str:
     from numba import types
 
     module, *options = key
+    if module == "xla":
+        from polyloss.backends.cpu.xla import HANDLER
+
+        return language(tuple(options)) + HANDLER
     build = importlib.import_module(f"polyloss.backends.cpu.{module}").build
     function = build(*options)
     signature = types.int64(types.voidptr, types.int64, types.int64)
@@ -252,7 +259,7 @@ def _load(code: bytes) -> Kernel:
     engine.finalize_object()
     _engines.append(engine)
     addresses = [engine.get_function_address(name) for name in _NAMES]
-    return Kernel(_ALL(addresses[0]), _SHARES(addresses[1]))
+    return Kernel(_ALL(addresses[0]), _SHARES(addresses[1]), addresses[2])
 
 
 def _after_fork() -> None:

@@ -32,8 +32,8 @@ RUN = 8
 """Classes that are summed in single precision before their sum goes to a compensated one."""
 
 
-def build(x: str, plain: bool, value: bool, gradient: bool) -> Any:
-    """The kernel for integer labels of logits of this dtype; plain: no weights, mask or z-loss."""
+def build(x: str, labels: str, plain: bool, value: bool, gradient: bool) -> Any:
+    """The kernel for logits and labels of these dtypes; plain: no weights, mask or z-loss."""
     wide = "float64" if x == "float64" else "float32"
     m = arithmetic(wide)
     real, exp_neg, log1p, inf, nan = m.real, m.exp_neg, m.log1p, m.inf, m.nan
@@ -41,7 +41,7 @@ def build(x: str, plain: bool, value: bool, gradient: bool) -> Any:
         memory(x, wide),
         memory(wide, wide),
         memory("float64", "float64"),
-        memory("int64", wide),
+        memory(labels, wide),
     )
     load_x, store_x, shift_x = logits.load, logits.store, logits.shift
     load, store = own.load, own.store

@@ -91,8 +91,8 @@ class Lse:
         items = work.arrays[0].shape[:axis] + work.arrays[0].shape[axis + 1 :] if dense else y.shape
         if dense:
             y = _classes_last(library, y, axis)
-        elif target_kind != "int64":
-            y = library.xp.astype(y, library.xp.int64)
+        elif target_kind not in ("int32", "int64"):
+            y, target_kind = library.xp.astype(y, library.xp.int64), "int64"
         y = y if library.is_contiguous(y) else library.contiguous(y)
         c = c if c is None else operand(work, c, (plan.classes,), work.dtype)
         w = work.weights if work.weights is None else operand(work, work.weights, items, work.dtype)
@@ -123,13 +123,13 @@ class Lse:
             work.factor,
         )
         if soft:
-            options = kind, target_kind if dense else "int64", mask is not None, c is not None
+            options = kind, target_kind, mask is not None, c is not None
             kernel = compiled.kernel("soft", *options, value, gradient)
         elif plan.form == "lanes":
             plain = c is None and w is None and keep is None and not primitive.z_loss
-            kernel = compiled.kernel("lanes", kind, plain, value, gradient)
+            kernel = compiled.kernel("lanes", kind, target_kind, plain, value, gradient)
         else:
-            kernel = compiled.kernel("rows", kind, value, gradient)
+            kernel = compiled.kernel("rows", kind, target_kind, value, gradient)
         bad = run(library, kernel, parameters + plan.layout, plan.blocks, plan.rows * plan.classes)
         if bad and not work.poison:
             raise InvalidTarget

@@ -99,8 +99,8 @@ def statistics(x: str, wide: str, keep_exponentials: bool) -> SimpleNamespace:
     return SimpleNamespace(peak=peak, others=others, scaled=scaled)
 
 
-def build(x: str, value: bool, gradient: bool) -> Any:
-    """The kernel for integer labels of logits of this dtype."""
+def build(x: str, labels: str, value: bool, gradient: bool) -> Any:
+    """The kernel for logits and labels of these dtypes."""
     wide = "float64" if x == "float64" else "float32"
     m = arithmetic(wide)
     real, log1p, exp_neg, inf, nan = m.real, m.log1p, m.exp_neg, m.inf, m.nan
@@ -110,7 +110,7 @@ def build(x: str, value: bool, gradient: bool) -> Any:
     load, store, shift = logits.load, logits.store, logits.shift
     read, write = own.load, own.store
     add = double.store
-    labels_of, flag = memory("int64", "float64"), memory("bool", "float64").load
+    labels_of, flag = memory(labels, "float64"), memory("bool", "float64").load
     label_at, is_kept = labels_of.load, flag
     zero, one, two = real(0), real(1), real(2)
 

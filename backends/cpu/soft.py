@@ -30,9 +30,9 @@ __all__ = ["build"]
 
 
 def build(x: str, t: str, masked: bool, weighted: bool, value: bool, gradient: bool) -> Any:
-    """The kernel for logits and targets of these dtypes; int64 stands for labels."""
+    """The kernel for logits and targets of these dtypes; integers are labels."""
     wide = "float64" if x == "float64" else "float32"
-    labelled = t == "int64"
+    labelled = t in ("int32", "int64")
     m = arithmetic(wide)
     real, exp_neg, log1p, maximum, inf, nan = m.real, m.exp_neg, m.log1p, m.maximum, m.inf, m.nan
     logits, own, double = memory(x, wide), memory(wide, wide), memory("float64", "float64")
@@ -41,7 +41,7 @@ def build(x: str, t: str, masked: bool, weighted: bool, value: bool, gradient: b
     load_t, shift_t = memory(t, wide).load, memory(t, wide).shift
     flags, add = memory("bool", wide), double.store
     flag, shift_flag = flags.load, flags.shift
-    label_at = memory("int64", "float64").load
+    label_at = memory(t, "float64").load
     zero, half, one, two = real(0), real(0.5), real(1), real(2)
 
     @njit(**STRICT)
