@@ -179,6 +179,9 @@ class Library:
     one_place = False
     """Whether all its arrays share one place, so that `device` and `placed` need not be asked."""
 
+    compiles = False
+    """Whether a call is compiled as a whole, by `compiled`."""
+
     plain: type | None = None
     """The type of arrays of which nothing needs to be asked: never refused, lazy or differentiated, in one place."""
 
@@ -253,6 +256,17 @@ class Library:
     def result(self, x: Array) -> Array:
         """``x`` as this library's own functions return it."""
         return x
+
+    def report(self, x: Array) -> tuple[str, str]:
+        """The module by which this library itself brings kernels to arrays like ``x``, or "", and why it does not."""
+        return "", ""
+
+    def noticed(self, bad: Array) -> None:
+        """Called with a mask of invalid values that nobody may look at yet."""
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function(args, arrays)``, compiled; it gives None where a value was invalid."""
+        raise NotImplementedError
 
     # Arithmetic where the standard leaves accuracy or reproducibility open.
 

@@ -7,7 +7,9 @@ independent. That one rule gives forward mode, reverse mode, their nestings, vma
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -21,7 +23,50 @@ from polyloss.backends import Array, Gradients, Library, Primitive, Wanted
 __all__ = ["LIBRARY"]
 
 
+_invalid: ContextVar[list[Array] | None] = ContextVar("polyloss.jax.invalid", default=None)
+"""Whether there are invalid values, in the call that is being compiled as a whole."""
+
+
 class Jax(Library):
+    compiles = True
+
+    def signature(self, x: Array) -> Any:
+        return None if isinstance(x, jax.core.Tracer) else "jax"
+
+    def report(self, x: Array) -> tuple[str, str]:
+        if self.memory(x) != "host":
+            return "", ""
+        try:
+            from polyloss.backends import jax_kernels
+        except ImportError as error:
+            return "", str(error)
+        reason = jax_kernels.refusal()
+        return ("", reason) if reason else (jax_kernels.__name__, "")
+
+    def noticed(self, bad: Array) -> None:
+        if (found := _invalid.get()) is not None:
+            found.append(jnp.any(bad))
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @jax.jit
+        def whole(args: tuple[Array, ...], arrays: dict[str, Array]) -> tuple[Any, Array | None]:
+            found: list[Array] = []
+            token = _invalid.set(found)
+            try:
+                result = function(args, arrays)
+            finally:
+                _invalid.reset(token)
+            return result, functools.reduce(jnp.logical_or, found) if found else None
+
+        def call(args: tuple[Array, ...], arrays: dict[str, Array]) -> Any:
+            result, invalid = whole(args, arrays)
+            # On a device nobody waits for it, and under a trace nobody can look.
+            if invalid is not None and self.memory(invalid) == "host" and bool(invalid):
+                return None
+            return result
+
+        return call
+
     @property
     def name(self) -> str:
         return "jax"
@@ -71,7 +116,7 @@ class Jax(Library):
         return nullcontext()
 
     def stop_gradient(self, x: Array) -> Array:
-        return jax.lax.stop_gradient(x)
+        return jax.lax.stop_gradient(x) if isinstance(x, jax.core.Tracer) else x
 
     def apply(self, primitive: Primitive, *arrays: Array | None) -> Array:
         return _compiled(primitive, dispatch.is_generic(), *arrays)

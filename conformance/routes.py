@@ -146,6 +146,7 @@ ROUTES: dict[str, tuple[str, Route]] = {
     "torch compile": ("torch", _torch("compile")),
     "jax vjp": ("jax", _jax("vjp")),
     "jax jit": ("jax", _jax("jit")),
+    "jax generic": ("jax", _generic(_jax("jit"))),
     "strict formula": ("array_api_strict", _formula("array_api_strict")),
     "dask formula": ("dask", _formula("dask")),
 }

@@ -85,17 +85,14 @@ def _path(name: str, xp: Any, device: Any) -> Path:
     labels = xp.zeros((2,), dtype=xp.int32, **on)
     library = library_of(x)
     memory = library.memory(x)
+    own, reason = library.report(x)
     taken = {}
     for title, primitive in PRIMITIVES.items():
         arrays = (x, labels, None, None) if primitive.rows else (x, x, None)
         fused = Application(primitive, library, x.dtype, arrays, 1).fused()
-        taken[title] = "formula" if fused is None else type(fused.kernel).__module__
-    if library.name == "dask":
-        reason = "each block of items asks again, by its own library"
-    elif kernels(memory) is None:
+        taken[title] = own or ("formula" if fused is None else type(fused.kernel).__module__)
+    if not (own or reason) and kernels(memory) is None:
         reason = f"there are no kernels for {memory} memory in this version" if memory else "its memory is not known"
-    else:
-        reason = ""
     return Path(name, _version(name), "" if device is None else str(device), memory or "", taken, reason)
 
 

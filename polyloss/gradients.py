@@ -28,21 +28,20 @@ def differentiable(*parameters: str) -> Callable[[Callable[P, Loss]], Callable[P
     """
 
     def mark(formula: Callable[P, Loss]) -> Callable[P, Array]:
-        replays = Replays()
+        def once(*args: Any, **kwargs: Any) -> tuple[Loss, Array, None]:
+            call = formula(*args, **kwargs)
+            return call, call.value(), None
+
+        replays = Replays(once, formula)
 
         @functools.wraps(formula)
         def loss(*args: P.args, **kwargs: P.kwargs) -> Array:
             key = signature(args, kwargs)
-            if (
-                key is not None
-                and (replay := replays.get(key)) is not None
-                and (again := replay.value(args)) is not None
-            ):
+            if key is not None and (again := replays.again(key, args, kwargs)) is not None:
                 return again
-            call = formula(*args, **kwargs)
-            value = call.value()
+            call, value, _ = once(*args, **kwargs)
             if key is not None:
-                replays.record(key, call, formula, args, kwargs)
+                replays.record(key, call, args, kwargs)
             return value
 
         loss.__signature__ = inspect.signature(formula).replace(return_annotation="Array")  # type: ignore[attr-defined]
@@ -96,30 +95,18 @@ def value_and_grad(loss: Callable[..., Array], wrt: str | tuple[str, ...] | None
         if name not in parameters:
             raise ValueError(f"wrt must name parameters among {_quoted(parameters)}, got {name!r}")
 
-    replays = Replays()
+    once, replays = _with_gradients(formula, parameters, names)
 
     def compute(*args: Any, **kwargs: Any) -> tuple[Array, Any]:
-        args = tuple(map(dispatch.detached, args))
-        key = None if given or preset else signature(args, kwargs)
-        if key is not None and (replay := replays.get(key)) is not None:
-            again = replay.value_and_gradients(args)
-            if again is not None:
-                return again if not single else (again[0], again[1][0])
-        if given or preset:
-            args, kwargs = (*map(dispatch.detached, given), *args), preset | kwargs
-        if kwargs:
-            kwargs = {name: dispatch.detached(x) for name, x in kwargs.items()}
-        loss = formula(*args, **kwargs)
-        floating = loss.floating
-        for name in names:
-            if name not in floating:
-                raise ValueError(
-                    f"wrt: {name!r} is not a floating array in this call; "
-                    f"differentiable here: {_quoted(n for n in parameters if n in floating)}"
-                )
-        value, found = loss.value_and_gradients(names)
-        if key is not None:
-            replays.record(key, loss, formula, args, kwargs, found)
+        args = tuple(map(dispatch.detached, (*given, *args)))
+        kwargs = {name: dispatch.detached(x) for name, x in (preset | kwargs).items()} if preset or kwargs else kwargs
+        key = signature(args, kwargs)
+        again = None if key is None else replays.again(key, args, kwargs)
+        if again is None:
+            call, again, gradients = once(*args, **kwargs)
+            if key is not None:
+                replays.record(key, call, args, kwargs, gradients)
+        value, found = again
         return value, found[0] if single else found
 
     return compute
@@ -171,6 +158,26 @@ def _formula(
     except (KeyError, TypeError):
         raise TypeError(f"loss must be a loss of polyloss or a functools.partial of one, got {loss!r}") from None
     return formula, parameters, (), {}
+
+
+@functools.cache
+def _with_gradients(
+    formula: Callable[..., Loss], parameters: tuple[str, ...], names: tuple[str, ...]
+) -> tuple[Callable[..., Any], Replays]:
+    """A formula's call for its value and gradients, and its replays, whoever makes it."""
+
+    def once(*args: Any, **kwargs: Any) -> tuple[Loss, tuple[Array, Any], tuple[Array, ...]]:
+        call = formula(*args, **kwargs)
+        for name in names:
+            if name not in call.floating:
+                raise ValueError(
+                    f"wrt: {name!r} is not a floating array in this call; "
+                    f"differentiable here: {_quoted(n for n in parameters if n in call.floating)}"
+                )
+        value, found = call.value_and_gradients(names)
+        return call, (value, found), found
+
+    return once, Replays(once, formula)
 
 
 def _quoted(names: Any) -> str:

@@ -184,6 +184,7 @@ class Call:
                 shown = x if given is None else np.asarray(given) if is_number_like(given) else given
                 raise ValueError(f"{name} must be {expected}, got {_item(shown[at])} at index {at}")
             return x
+        self.library.noticed(bad)
         if self._kind(x.dtype) not in FLOATS:
             return x
         if axis is not None:

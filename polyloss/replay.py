@@ -3,7 +3,7 @@
 All that was checked and decided for the earlier call holds for them too, except the values, which a kernel checks. So
 it is done once, as a compiler of traces does it, and a small call costs half. A call can be replayed if its arrays went
 to a kernel as they are, with nothing computed from them before or after, and if their library says by a signature what
-a kernel may ask of them.
+a kernel may ask of them. Or its library compiles a call as a whole.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 
 from polyloss import dispatch
 from polyloss.application import Application
-from polyloss.backends import Array, InvalidTarget, Unavailable, Work
+from polyloss.backends import Array, InvalidTarget, Library, Unavailable
 from polyloss.reduction import Loss
 
-__all__ = ["Replay", "Replays", "signature"]
+__all__ = ["Replay", "Replays", "Whole", "signature"]
 
 MOST = 256
 """Calls that are remembered of one function."""
@@ -29,101 +29,134 @@ def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] 
     """What two calls must share; None for a call that cannot be replayed."""
     found: list[Any] = []
     for x in args:
-        library = dispatch.known(x)
-        one = None if library is None else library.signature(x)
+        one = _signature(x)
         if one is None:
             return None
         found.append(one)
     if kwargs:
         for name, value in kwargs.items():
-            if type(value) not in _OPTIONS:
-                return None
-            found.append((name, type(value), value))
+            if type(value) in _OPTIONS:
+                found.append((name, type(value), value))
+            else:
+                one = _signature(value)
+                if one is None:
+                    return None
+                found.append((name, one))
     return tuple(found)
+
+
+def _signature(x: Any) -> Any:
+    library = dispatch.known(x)
+    if library is None:
+        if x is None or dispatch.is_number_like(x):
+            return None
+        try:
+            library = dispatch.library_of(x)
+        except TypeError:  # the loss will name the argument
+            return None
+    return library.signature(x)
+
+
+Once = Callable[..., tuple[Loss, Any, tuple[Any, ...]]]
+"""A call gone the long way: what was computed, the result of the call, and the gradients in it."""
 
 
 @dataclass(slots=True)
 class Replay:
-    """What a call has in common with the earlier ones of its signature."""
+    """What a call has in common with the earlier ones of its signature, for a kernel."""
 
     like: Application
     positions: tuple[int | None, ...]  # of the application's arrays among the arguments
-    sources: tuple[int, ...]  # of the results among the gradients of the application's arrays
+    sources: tuple[int, ...] | None  # of the results among the gradients of the application's arrays; None: a value
     items: Callable[..., Array]  # of the application's arrays, by the formula
 
-    def value(self, args: tuple[Any, ...]) -> Any:
-        """The value, differentiable by the library's own autodiff; None: this call must go the long way."""
-        if dispatch.is_generic():
-            return None
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The value, or the value and a tuple of gradients; None: this call must go the long way."""
         like = self.like
-        library = like.library
+        library, kernel = like.library, like.kernel
         work = like.on(*[None if i is None else args[i] for i in self.positions])
         try:
-            return library.result(library.run(like.kernel, work, self.items))  # type: ignore[arg-type]
-        except (InvalidTarget, Unavailable):
-            return None
-
-    def value_and_gradients(self, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]] | None:
-        """The value and the gradients of arguments that are detached, likewise."""
-        if dispatch.is_generic():
-            return None
-        like = self.like
-        library = like.library
-        work: Work = like.on(*[None if i is None else args[i] for i in self.positions])
-        try:
-            value, gradients = like.kernel.value_and_vjp(work)  # type: ignore[union-attr]
+            if self.sources is None:
+                return library.result(library.run(kernel, work, self.items))  # type: ignore[arg-type]
+            value, gradients = kernel.value_and_vjp(work)  # type: ignore[union-attr]
         except (InvalidTarget, Unavailable):
             return None
         return library.result(library.number(value, work)), tuple([gradients[i] for i in self.sources])
 
 
-class Replays(dict[tuple[Any, ...], "Replay | None"]):
+class Whole:
+    """A call that its library compiles as a whole."""
+
+    def __init__(self, library: Library, once: Once, kwargs: dict[str, Any]) -> None:
+        options = {name: value for name, value in kwargs.items() if type(value) in _OPTIONS}
+        self._call = library.compiled(lambda args, arrays: once(*args, **arrays, **options)[1])
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Likewise."""
+        return self._call(args, {name: value for name, value in kwargs.items() if type(value) not in _OPTIONS})
+
+
+class Replays(dict[tuple[Any, ...], Replay | Whole | None]):
     """The calls of one function, by their signatures; None for one that cannot be replayed."""
 
+    def __init__(self, once: Once, formula: Callable[..., Loss]) -> None:
+        self._once, self._formula = once, formula
+
+    def again(self, key: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of a call with that signature; None: it must go the long way."""
+        if dispatch.is_generic():
+            return None
+        replay = self.get(key)
+        if replay is None:
+            if key in self or not args:
+                return None
+            library = dispatch.library_of(args[0])
+            if not library.compiles:
+                return None
+            replay = Whole(library, self._once, kwargs)
+            self._keep(key, replay)
+        return replay(args, kwargs)
+
     def record(
-        self,
-        key: tuple[Any, ...],
-        loss: Loss,
-        formula: Callable[..., Loss],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        gradients: tuple[Any, ...] = (),
+        self, key: tuple[Any, ...], loss: Loss, args: tuple[Any, ...], kwargs: dict[str, Any], gradients: Any = None
     ) -> None:
-        """Remembers a call, which gave these gradients."""
+        """Remembers a call that went the long way, and gave these gradients."""
         if key not in self:
-            if len(self) >= MOST:
-                self.clear()
-            self[key] = _replay(loss, formula, args, kwargs, gradients)
+            self._keep(key, self._replay(loss, args, kwargs, gradients))
 
+    def _keep(self, key: tuple[Any, ...], replay: Replay | Whole | None) -> None:
+        if len(self) >= MOST:
+            self.clear()
+        self[key] = replay
 
-def _replay(
-    loss: Loss,
-    formula: Callable[..., Loss],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    gradients: tuple[Any, ...],
-) -> Replay | None:
-    like, reduction = loss.items, loss.reduction
-    if not isinstance(like, Application) or like.kernel is None or like.disposable:
-        return None
-    if like.keep is not None or reduction.weights is not None or reduction.mass is not None:
-        return None
-    if not (reduction.denominator is None or isinstance(reduction.denominator, int)):
-        return None
-    at = {id(x): i for i, x in enumerate(args)}
-    if not all(x is None or id(x) in at for x in like.arrays):
-        return None
-    positions = tuple(None if x is None else at[id(x)] for x in like.arrays)
-    if not set(at.values()) <= set(positions):
-        return None
-    from_ = {id(g): i for i, g in enumerate(loss.gradients or ()) if g is not None}
-    if not all(id(g) in from_ for g in gradients):
-        return None
-    options = {name: value for name, value in kwargs.items() if name != "denominator"} | {"reduction": "none"}
+    def _replay(
+        self, loss: Loss, args: tuple[Any, ...], kwargs: dict[str, Any], gradients: tuple[Any, ...] | None
+    ) -> Replay | None:
+        like, reduction = loss.items, loss.reduction
+        if not isinstance(like, Application) or like.kernel is None or like.disposable:
+            return None
+        if like.keep is not None or reduction.weights is not None or reduction.mass is not None:
+            return None
+        if not (reduction.denominator is None or isinstance(reduction.denominator, int)):
+            return None
+        at = {id(x): i for i, x in enumerate(args)}
+        if not all(x is None or id(x) in at for x in like.arrays):
+            return None
+        positions = tuple(None if x is None else at[id(x)] for x in like.arrays)
+        if not set(at.values()) <= set(positions):
+            return None
+        sources = None
+        if gradients is not None:
+            found = {id(g): i for i, g in enumerate(loss.gradients or ()) if g is not None}
+            if not all(id(g) in found for g in gradients):
+                return None
+            sources = tuple(found[id(g)] for g in gradients)
+        options = {name: value for name, value in kwargs.items() if name != "denominator"} | {"reduction": "none"}
+        formula = self._formula
 
-    def items(*arrays: Any) -> Array:
-        given = dict(zip(positions, arrays))
-        with dispatch.generic():
-            return formula(*[given[i] for i in range(len(args))], **options).value()
+        def items(*arrays: Any) -> Array:
+            given = dict(zip(positions, arrays))
+            with dispatch.generic():
+                return formula(*[given[i] for i in range(len(args))], **options).value()
 
-    return Replay(like.without_arrays(), positions, tuple(from_[id(g)] for g in gradients), items)
+        return Replay(like.without_arrays(), positions, sources, items)

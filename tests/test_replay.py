@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import polyloss
-from polyloss import replay
+from polyloss import gradients, replay
 from polyloss.dispatch import generic, library_of
 
 
@@ -18,19 +19,19 @@ def replayed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The replays that gave a result."""
     found: list[Any] = []
 
-    def watched(name: str) -> Any:
-        real = getattr(replay.Replay, name)
+    real = replay.Replay.__call__
 
-        def call(self: replay.Replay, args: tuple[Any, ...]) -> Any:
-            result = real(self, args)
-            if result is not None:
-                found.append(self)
-            return result
+    def call(self: replay.Replay, *arguments: Any) -> Any:
+        result = real(self, *arguments)
+        if result is not None:
+            found.append(self)
+        return result
 
-        return call
-
-    for name in ("value", "value_and_gradients"):
-        monkeypatch.setattr(replay.Replay, name, watched(name))
+    monkeypatch.setattr(replay.Replay, "__call__", call)
+    # As in a new process: no call is known.
+    monkeypatch.setattr(gradients, "_with_gradients", functools.cache(gradients._with_gradients.__wrapped__))
+    for loss in gradients._FORMULAS:
+        inspect.getclosurevars(loss).nonlocals["replays"].clear()
     polyloss.bpr(X, X)  # the first call of all makes the library known
     return found
 
@@ -41,6 +42,7 @@ Y = np.array([0, 4, 1, 1, 3, 2])
 
 
 def fresh(loss: Any, *args: Any, **options: Any) -> Any:
+    gradients._with_gradients.cache_clear()
     return polyloss.value_and_grad(loss)(*args, **options)
 
 
