@@ -6,7 +6,9 @@ import doctest
 import importlib
 import inspect
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -15,6 +17,10 @@ import polyloss
 
 ROOT = Path(__file__).parent.parent
 MODULES = ["classification", "contrastive", "evaluation", "gradients", "ranking", "retrieval", "transforms"]
+BLOCKS = re.compile(r"```(python|pycon)\n(.*?)```", re.S)
+DOCUMENTS = {
+    path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))
+}
 FUNCTIONS = [name for name in polyloss.__all__ if callable(getattr(polyloss, name))]
 
 
@@ -36,17 +42,15 @@ def test_a_public_docstring_is_complete(name: str) -> None:
     assert not re.search(r"\{[a-z]+\}", text), "a placeholder is left"
 
 
-@pytest.mark.parametrize("path", ["README.md"])
+@pytest.mark.parametrize("path", [path for path, text in DOCUMENTS.items() if BLOCKS.search(text)])
 def test_the_code_in_the_documents_runs(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of one document run in order, in one namespace, as a reader would run them; output is compared."""
-    pytest.importorskip("torch")
-    pytest.importorskip("jax")
-    text = (ROOT / path).read_text(encoding="utf-8")
-    names: dict[str, object] = {"__name__": path}
-    blocks = re.findall(r"```(python|pycon)\n(.*?)```", text, re.S)
-    assert blocks
-    with np.printoptions(precision=6, suppress=False):
-        for kind, code in blocks:
+    torch, *_ = (pytest.importorskip(library) for library in ("torch", "jax", "optax"))
+    module = ModuleType("document")  # what pickle and Dynamo look up by name, as in a reader's session
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    names = module.__dict__
+    with np.printoptions(precision=6, suppress=False), torch.random.fork_rng():  # recipes seed torch
+        for kind, code in BLOCKS.findall(DOCUMENTS[path]):
             if kind == "python":
                 exec(compile(code, path, "exec"), names)
                 continue
@@ -55,6 +59,11 @@ def test_the_code_in_the_documents_runs(path: str, monkeypatch: pytest.MonkeyPat
             runner.run(test, clear_globs=False)
             names.update(test.globs)
             assert not runner.failures, code
+
+
+@pytest.mark.parametrize("path", ["README.md", "docs/recipes.md"])
+def test_a_document_with_code_is_found(path: str) -> None:
+    assert BLOCKS.search(DOCUMENTS[path])
 
 
 def test_links_between_documents_lead_somewhere() -> None:

@@ -1,8 +1,7 @@
-"""Every error that the contract promises, and what an invalid value does where none can be raised.
+"""Every error that the contract promises.
 
 A row of a table is a name, a call that must fail, the exception, and what its message must contain. Rows of `SHAPES`
-and `VALUES` run in several libraries. An array that is not NumPy's is made when its test runs, so that a library that
-is not installed skips its own rows alone. `INVALID` holds items that go wrong where no value can be checked, or masked.
+and `VALUES` run in several libraries. What an invalid value does where none can be raised: `test_invalid_values`.
 """
 
 from __future__ import annotations
@@ -10,115 +9,49 @@ from __future__ import annotations
 import contextlib
 import importlib
 import itertools
-import math
 import pickle
 import re
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
+from calls import (
+    CALLS,
+    DEVICES,
+    HOST,
+    HOT,
+    INF,
+    LONGDOUBLE,
+    LOSSES,
+    NAMESPACES,
+    NAN,
+    NEGATIVES,
+    STRICT,
+    WIDE,
+    In,
+    P,
+    S,
+    Series,
+    T,
+    V,
+    X,
+    Y,
+    bce,
+    bpr,
+    elsewhere,
+    given,
+    gradient,
+    in_,
+    jitted,
+    made,
+    nce,
+    pair,
+    put,
+    sce,
+)
 
 import polyloss
-
-NAN, INF, WIDE = math.nan, math.inf, 2**32 + 1
-STRICT, DEVICES = "array_api_strict", ("CPU_DEVICE", "device1")
-HOST = ("numpy", "torch", "jax.numpy", STRICT)  # where values are checked
-NAMESPACES = (*HOST, "dask.array")
-
-X = np.array([[0.5, -1.0, 2.0, 0.0], [0.0, 3.0, -0.5, 1.0], [1.5, 0.5, 0.25, -2.0]])  # logits, scores, embeddings
-T = np.array([[1.0, 0.0, 0.5, 0.25], [0.25, 0.5, 1.0, 0.0], [0.0, 0.75, 0.25, 1.0]])  # targets of each element
-P = np.array([[0.5, 0.25, 0.125, 0.125], [0.125, 0.75, 0.0625, 0.0625], [0.25, 0.25, 0.25, 0.25]])  # rows that sum to 1
-V, S, Y = np.array([0.5, 1.5, 0.25]), np.array([1.0, 0.0, 0.5]), np.array([2, 0, 3])  # scores, similar, labels
-HOT = np.array([[0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
-NEGATIVES = np.ones((5, 4))
-
-CALLS: dict[str, dict[str, Any]] = {  # a call of each function that succeeds
-    "sigmoid_cross_entropy": {"logits": X, "targets": T},
-    "softmax_cross_entropy": {"logits": X, "targets": Y},
-    "binary_log_loss": {"probabilities": P, "targets": T},
-    "log_loss": {"probabilities": P, "targets": Y},
-    "pairwise_hinge": {"positive_scores": V, "negative_scores": V},
-    "bpr": {"positive_scores": V, "negative_scores": V},
-    "contrastive": {"first": X, "second": X, "similar": S},
-    "contrastive_from_distance": {"distances": V, "similar": S},
-    "info_nce": {"queries": X, "positives": X},
-    **{name: {"x": X} for name in ("sigmoid", "log_sigmoid", "softplus", "softmax", "log_softmax", "logsumexp")},
-}
-LOSSES = [name for name in CALLS if "x" not in CALLS[name]]
-# Where a double is all there is, NumPy calls that a longdouble too.
-LONGDOUBLE = [str(np.dtype(np.longdouble))] if np.dtype(np.longdouble).itemsize > 8 else []
-
-
-class Series:
-    """What pandas passes: it has a dtype, a shape and values, and is no array."""
-
-    dtype, shape, ndim, values = np.dtype(float), (3, 4), 2, X
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return X
-
-
-@dataclass(frozen=True)
-class In:
-    """An array of another library, made when the test runs."""
-
-    library: str
-    numbers: Any
-    dtype: str = ""
-    device: str = ""
-
-    def array(self) -> Any:
-        xp, options = namespace(self.library), {}
-        if self.dtype:
-            types = namespace("ml_dtypes") if self.library == "numpy" else xp
-            options["dtype"] = getattr(types, self.dtype)
-        if self.device:
-            options["device"] = xp.Device(self.device) if hasattr(xp, "Device") else self.device
-        return xp.asarray(np.array(self.numbers), **options)
-
-
-elsewhere = partial(In, STRICT, device=DEVICES[1])
-
-
-def namespace(name: str) -> Any:
-    return pytest.importorskip(name, reason=f"{name} is not installed")
-
-
-def made(x: Any) -> Any:
-    return x.array() if isinstance(x, In) else [made(y) for y in x] if isinstance(x, list) else x
-
-
-def in_(library: str, call: partial[Any], **more: Any) -> partial[Any]:
-    """The same call with its NumPy arrays in another library, and more arguments as they are."""
-    arrays = {name: In(library, x) for name, x in call.keywords.items() if isinstance(x, np.ndarray)}
-    return partial(call, **arrays | more)
-
-
-def given(function: str, **changes: Any) -> partial[Any]:
-    return partial(getattr(polyloss, function), **CALLS[function] | changes)
-
-
-def gradient(function: str, wrt: Any = None, **changes: Any) -> partial[Any]:
-    return partial(polyloss.grad(getattr(polyloss, function), wrt), **CALLS[function] | changes)
-
-
-def jitted(function: str, **changes: Any) -> partial[Any]:
-    def compiled(**arguments: Any) -> Any:
-        return namespace("jax").jit(getattr(polyloss, function))(**arguments)
-
-    return partial(compiled, **CALLS[function] | changes)
-
-
-def put(x: np.ndarray, index: Any, value: Any) -> np.ndarray:
-    x = x.copy()
-    x[index] = value
-    return x
-
-
-sce, bce = partial(given, "softmax_cross_entropy"), partial(given, "sigmoid_cross_entropy")
-nce, bpr, pair = partial(given, "info_nce"), partial(given, "bpr"), partial(given, "contrastive")
 
 MIXED = [
     pair for pair in itertools.permutations(NAMESPACES, 2) if set(pair) != {"numpy", "jax.numpy"}
@@ -452,122 +385,3 @@ def test_the_advice_for_two_libraries_names_a_function_that_exists(a, b):
         sce()(logits=In(a, X).array(), targets=In(b, Y).array())
     module, function = re.search(r"([\w.]+)\.(\w+)\((?:logits|targets)\)", str(caught.value)).groups()
     assert hasattr(importlib.import_module(module), function), str(caught.value)
-
-
-ble = partial(given, "binary_log_loss", probabilities=S, targets=S)
-# A call, and what turns its item 1 invalid.
-INVALID: list[tuple[Any, ...]] = [
-    ("label K", sce(), {"targets": put(Y, 1, 4)}),
-    ("label -1", sce(), {"targets": put(Y, 1, -1)}),
-    ("label far", sce(), {"targets": put(Y.astype(np.int32), 1, 2**31 - 1)}),
-    ("label far below", sce(), {"targets": put(Y.astype(np.int32), 1, -(2**31))}),
-    ("label uint8", sce(targets=Y.astype(np.uint8)), {"targets": put(Y.astype(np.uint8), 1, 255)}),
-    ("label, smoothed", sce(label_smoothing=0.25, z_loss=0.1), {"targets": put(Y, 1, 4)}),
-    ("label, class_weights", sce(class_weights=[1, 0.5, 2, 0.25]), {"targets": put(Y, 1, 4)}),
-    ("label, log_loss", given("log_loss"), {"targets": put(Y, 1, 4)}),
-    ("label, log_loss, eps", given("log_loss", eps=0.3), {"targets": put(Y, 1, -1)}),
-    ("soft target > 1", sce(targets=T), {"targets": put(T, (1, 2), 1.5)}),
-    ("soft target < 0", sce(targets=T), {"targets": put(T, (1, 2), -0.5)}),
-    ("soft target NaN", sce(targets=T), {"targets": put(T, (1, 2), NAN)}),
-    ("soft target, log_loss", given("log_loss", targets=T), {"targets": put(T, (1, 2), 1.5)}),
-    ("target > 1", bce(logits=V, targets=S), {"targets": put(S, 1, 1.5)}),
-    ("target < 0", bce(logits=V, targets=S, label_smoothing=0.25), {"targets": put(S, 1, -0.5)}),
-    ("target NaN", bce(logits=V, targets=S, pos_weight=2.0), {"targets": put(S, 1, NAN)}),
-    ("target int", bce(logits=V, targets=Y == 2), {"targets": put(Y, slice(None), [1, 2, 0])}),
-    ("target of a probability", ble(probabilities=P[0, :3]), {"targets": put(S, 1, 1.5)}),
-    ("target of a clipped probability", ble(eps=0.1), {"targets": put(S, 1, 1.5)}),
-    ("probability > 1", ble(), {"probabilities": put(S, 1, 1.5)}),
-    ("probability < 0, clipped", ble(eps=0.1), {"probabilities": put(S, 1, -0.5)}),
-    ("probabilities of a row", given("log_loss"), {"probabilities": put(P, 1, [1.5, -0.5, 0, 0])}),
-    ("row sum", given("log_loss"), {"probabilities": put(P, 1, 0.125)}),
-    ("row sum, soft, eps", given("log_loss", targets=T, eps=0.2), {"probabilities": put(P, 1, 0.125)}),
-    ("distance", given("contrastive_from_distance"), {"distances": put(V, 1, -0.5)}),
-    ("similar, distance", given("contrastive_from_distance"), {"similar": put(S, 1, 1.5)}),
-    ("similar", pair(second=T), {"similar": put(S, 1, -0.5)}),
-    ("all NaN", bce(logits=V, targets=S, weights=V), {"logits": put(V, 1, NAN), "weights": put(V, 1, INF)}),
-    ("row of NaN", sce(), {"logits": put(X, 1, NAN), "targets": put(Y, 1, 99)}),
-    ("similar NaN", pair(second=T), {"similar": put(S, 1, NAN)}),
-]
-
-
-def by_formula(call: partial[Any], arrays: dict[str, Any]) -> Any:
-    return polyloss.value_and_grad(call.func)(**call.keywords | arrays, reduction="none")
-
-
-def by_autodiff(grad: Any, call: partial[Any], arrays: dict[str, Any]) -> Any:
-    name, *_ = arrays
-
-    def items(x: Any) -> Any:
-        return call.func(**call.keywords | arrays | {name: x}, reduction="none")
-
-    return items(arrays[name]), grad(lambda x: items(x).sum())(arrays[name])
-
-
-def _eager(library: str, call: partial[Any], arrays: dict[str, Any]) -> Any:
-    return by_formula(call, {name: namespace(library).asarray(x) for name, x in arrays.items()})
-
-
-def _jit(formula: bool, call: partial[Any], arrays: dict[str, Any]) -> Any:
-    jax = namespace("jax")
-    return jax.jit(partial(by_formula, call) if formula else partial(by_autodiff, jax.grad, call))(arrays)
-
-
-def _vmap(formula: bool, call: partial[Any], arrays: dict[str, Any]) -> Any:
-    func = namespace("torch.func")
-    one = partial(by_formula, call) if formula else partial(by_autodiff, func.grad, call)
-    return func.vmap(one)({name: namespace("torch").asarray(x) for name, x in arrays.items()})
-
-
-def _dask(call: partial[Any], arrays: dict[str, Any]) -> Any:
-    return by_formula(call, {name: namespace("dask.array").from_array(x, chunks=2) for name, x in arrays.items()})
-
-
-UNCHECKED: dict[str, Any] = {  # where looking at a value would stall a device or break a trace
-    "jax.jit": partial(_jit, True),
-    "jax.jit of jax.grad": partial(_jit, False),
-    "dask": _dask,
-    "torch.func.vmap": partial(_vmap, True),
-    "torch.func.vmap of grad": partial(_vmap, False),
-}
-ROUTES = UNCHECKED | {library: partial(_eager, library) for library in HOST}
-
-
-def items_and_gradient(route: str, call: partial[Any], **changes: Any) -> tuple[np.ndarray, np.ndarray]:
-    arrays = {name: x for name, x in (call.keywords | changes).items() if isinstance(x, np.ndarray)}
-    items, gradient = ROUTES[route](call, arrays)
-    return np.asarray(items), np.asarray(gradient)
-
-
-@pytest.mark.parametrize("route", UNCHECKED)
-@pytest.mark.parametrize(("call", "invalid"), [pytest.param(*row, id=name) for name, *row in INVALID])
-def test_where_values_are_not_checked_an_invalid_item_is_nan_and_its_neighbours_keep_every_bit(call, invalid, route):
-    pairs = zip(items_and_gradient(route, call), items_and_gradient(route, call, **invalid), strict=True)
-    for what, (valid, spoilt) in zip(("items", "gradient"), pairs, strict=True):
-        assert np.isfinite(valid).all(), what
-        assert np.isnan(spoilt[1]).all(), f"{what}: {spoilt[1]}"
-        assert spoilt[[0, 2]].tobytes() == valid[[0, 2]].tobytes(), f"{what}: {spoilt} for {valid}"
-
-
-@pytest.mark.parametrize("route", ROUTES)
-@pytest.mark.parametrize(("call", "invalid"), [pytest.param(*row, id=name) for name, *row in INVALID])
-def test_a_masked_item_is_not_looked_at(call, invalid, route):
-    where = np.array([True, False, True])
-    run = partial(items_and_gradient, route, call, where=where)
-    for valid, spoilt in zip(run(), run(**invalid), strict=True):
-        assert (spoilt[1] == 0).all()
-        assert spoilt.tobytes() == valid.tobytes(), f"{spoilt} for {valid}"
-
-
-@pytest.mark.parametrize("route", ROUTES)
-@pytest.mark.parametrize(
-    ("classes", "index", "dtype"),
-    [(4, -100, int), (4, -1, int), (4, 4, int), (4, 255, np.uint8), (4, -128, np.int8), (128, -100, int), (4, 1, int)],
-)
-def test_an_ignored_label_is_not_looked_at(classes, index, dtype, route):
-    # -100 is ignored also where there are so many classes that it could be an index from the end.
-    logits = np.linspace(-2, 2, 3 * classes).reshape(3, classes)
-    valid = sce(logits=logits, targets=Y, where=np.array([True, False, True]))
-    ignored = sce(logits=put(logits, 1, NAN), targets=put(Y.astype(dtype), 1, index), ignore_index=index)
-    for expected, found in zip(items_and_gradient(route, valid), items_and_gradient(route, ignored), strict=True):
-        assert (found[1] == 0).all()
-        assert found.tobytes() == expected.tobytes(), f"{found} for {expected}"
