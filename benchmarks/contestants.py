@@ -74,6 +74,8 @@ OURS = Contestant("polyloss, NumPy", ("polyloss",), "benchmarks.contestants:poly
 CONTESTANTS = (
     OURS,
     Contestant("polyloss, torch", ("polyloss", "torch"), "benchmarks.peers_torch:polyloss_on_torch"),
+    Contestant("polyloss, torch.compile", ("polyloss", "torch"), "benchmarks.peers_torch:compiled_polyloss"),
+    Contestant("polyloss, JAX jit", ("polyloss", "jax", "optax"), "benchmarks.peers_jax:polyloss_on_jax"),
     Contestant("torch", ("torch",), "benchmarks.peers_torch:eager"),
     Contestant("torch.compile", ("torch",), "benchmarks.peers_torch:compiled"),
     Contestant("JAX jit", ("jax", "optax"), "benchmarks.peers_jax:jit"),

@@ -30,6 +30,8 @@ OURS_STYLE = {"color": "#c0261c", "linewidth": 3.0, "zorder": 5}
 STYLES: Mapping[str, Mapping[str, Any]] = {
     OURS.name: OURS_STYLE,
     "polyloss, torch": {"color": "#e8837b", "linewidth": 1.8, "zorder": 4},
+    "polyloss, torch.compile": {"color": "#e8837b", "linewidth": 1.8, "linestyle": (0, (4, 1.5)), "zorder": 4},
+    "polyloss, JAX jit": {"color": "#e8837b", "linewidth": 1.8, "linestyle": (0, (1, 1)), "zorder": 4},
     "torch": {"color": "#1f5fa8"},
     "torch.compile": {"color": "#1f5fa8", "linestyle": (0, (4, 1.5))},
     "JAX jit": {"color": "#2b8a5a"},

@@ -92,7 +92,7 @@ def bar_table(results: Sequence[Result]) -> Table:
     table = Table(title="\nthe bar", **STYLE)
     headings, *rows = _bar_rows(results)
     for i, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if i > 1 else "left")
+        table.add_column(heading, justify="right" if i > 2 else "left")
     for row in rows:
         if row[-1] != NOT_MEASURED:
             table.add_row(*row)
@@ -119,10 +119,10 @@ def markdown(results: Sequence[Result], contestants: Sequence[Contestant]) -> st
 
 
 def _bar_rows(results: Sequence[Result]) -> Iterator[list[str]]:
-    yield ["workload", "peer", "time / ours at least", "measured", "holds"]
+    yield ["workload", "ours", "peer", "time / ours at least", "measured", "holds"]
     for verdict in verdicts(results):
         goal = verdict.goal
-        yield [goal.workload, goal.peer, f"{goal.ratio:g}", figure(verdict.ratio), verdict.holds]
+        yield [goal.workload, goal.ours, goal.peer, f"{goal.ratio:g}", figure(verdict.ratio), verdict.holds]
 
 
 def _grid(rows: Sequence[Sequence[str]]) -> str:

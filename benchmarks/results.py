@@ -26,10 +26,10 @@ class Result:
     def of(self, name: str) -> Measurement | None:
         return next((m for m in self.measurements if m.contestant.name == name), None)
 
-    def ratio(self, name: str) -> float:
+    def ratio(self, name: str, ours: str = OURS.name) -> float:
         """Its time over ours, or NaN."""
-        ours, theirs = self.of(OURS.name), self.of(name)
-        return math.nan if ours is None or theirs is None else theirs.median / ours.median
+        own, theirs = self.of(ours), self.of(name)
+        return math.nan if own is None or theirs is None else theirs.median / own.median
 
     def bandwidth(self, measurement: Measurement) -> float:
         """Bytes a second: what the operation must move, or the copy moves, by the time that it took."""
@@ -59,11 +59,11 @@ class Verdict:
 
 
 def verdicts(results: Sequence[Result]) -> Iterator[Verdict]:
-    """The bar of issue 3, goal by goal."""
+    """The bar, goal by goal."""
     by_name = {result.workload.name: result for result in results}
     for goal in BAR:
         result = by_name.get(goal.workload)
-        yield Verdict(goal, result.ratio(goal.peer) if result else math.nan)
+        yield Verdict(goal, result.ratio(goal.peer, goal.ours) if result else math.nan)
 
 
 def as_json(header: dict[str, object], results: Sequence[Result], sweeps: dict[str, list[Result]]) -> str:
