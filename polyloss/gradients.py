@@ -86,7 +86,7 @@ def value_and_grad(loss: Callable[..., Array], wrt: str | tuple[str, ...] | None
     replays: dict[Any, Replay | None] = {}
 
     def compute(*args: Any, **kwargs: Any) -> tuple[Array, Any]:
-        key = None if given or preset else signature(args, kwargs)
+        key = None if given or preset or dispatch.is_traced() else signature(args, kwargs)
         if key is not None and (replay := replays.get(key)) is not None and (again := replay(args)) is not None:
             value, found = again
             return value, found[0] if single else found
