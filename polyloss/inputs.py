@@ -384,7 +384,7 @@ def _shape(shape: Sequence[int]) -> str:
 
 
 def _differ(one: Sequence[Any], two: Sequence[Any]) -> bool:
-    return one is not two and tuple(one) != tuple(two)
+    return tuple(one) != tuple(two)
 
 
 def same_shape(name: str, x: Array, of_name: str, of: Array) -> None:
