@@ -8,6 +8,7 @@ entry point is served by the array API standard.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -24,6 +25,7 @@ __all__ = [
     "generic",
     "is_generic",
     "is_number_like",
+    "is_traced",
     "kernels",
     "kernels_for",
     "known",
@@ -137,8 +139,20 @@ def is_number_like(x: Any) -> bool:
     return isinstance(x, (int, float, complex, np.generic, list, tuple))
 
 
+def is_traced() -> bool:
+    """Whether torch.compile is tracing this call.
+
+    What it traces is valid as long as every table that it saw is unchanged. So it must see none that grows: or each new
+    type and library, in whatever call, would have all that was compiled before compiled anew.
+    """
+    compiler = getattr(sys.modules.get("torch"), "compiler", None)
+    return compiler is not None and bool(compiler.is_compiling())
+
+
 def library_of(x: Any) -> Library:
     """The library of the array ``x``; `TypeError` where it is no array."""
+    if is_traced() and (library := known_library(type(x).__module__.partition(".")[0])) is not None:
+        return library
     library = _BY_TYPE.get(type(x))
     if library is None:
         library = _find(x)
@@ -167,11 +181,13 @@ def _find(x: Any) -> Library:
 
 def known(x: Any) -> Library | None:
     """The library of ``x`` where an array of this type has been seen before."""
-    return _BY_TYPE.get(type(x))
+    return _library_or_none(x) if is_traced() else _BY_TYPE.get(type(x))
 
 
 def plain_library(arguments: Iterable[Any]) -> tuple[Library, Any] | None:
     """The library of plain arrays (`Library.plain`) and one of them, where there is nothing else but None."""
+    if is_traced():
+        return None
     library = first = None
     for x in arguments:
         if x is not None:
@@ -201,7 +217,7 @@ def scope(*arguments: Any) -> AbstractContextManager[Any]:
 
 def detached(x: Any) -> Any:
     """An argument as a constant to its library's autodiff."""
-    if type(x) in _PLAIN:
+    if not is_traced() and type(x) in _PLAIN:
         return x
     library = _library_or_none(x)
     return x if library is None else library.stop_gradient(x)

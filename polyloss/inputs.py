@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from polyloss.backends import Array, Library
-from polyloss.dispatch import is_number_like, known, library_of, plain_library
+from polyloss.dispatch import is_number_like, is_traced, known, library_of, plain_library
 
 __all__ = ["Call", "axis_of", "choice", "integer", "last_axis_to", "number", "same_shape", "to_last_axis"]
 
@@ -33,7 +33,7 @@ class Call:
         self.library, self._like = library, _ = found or _common_library(arguments)
         self.xp = library.xp
         self._placed = {} if found or library.one_place else _placed(library, arguments)
-        self._kinds = _KINDS[library]
+        self._kinds = {} if is_traced() else _KINDS[library]
         self.dtype: Any = None
         self._own: dict[str, Any] = {}
 
@@ -385,7 +385,7 @@ def _shape(shape: Sequence[int]) -> str:
 
 
 def _differ(one: Sequence[Any], two: Sequence[Any]) -> bool:
-    return one is not two and tuple(one) != tuple(two)
+    return tuple(one) != tuple(two)
 
 
 def same_shape(name: str, x: Array, of_name: str, of: Array) -> None:

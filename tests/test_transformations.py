@@ -76,6 +76,33 @@ assert x.grad.abs().sum() > 0
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+def test_a_compiled_loss_is_not_compiled_anew_after_other_calls() -> None:
+    """What Dynamo traces holds for no longer than the tables that it read, and other calls make those grow."""
+    pytest.importorskip("torch")
+    code = """
+import numpy, polyloss, torch
+from torch._dynamo.testing import CompileCounterWithBackend
+counter = CompileCounterWithBackend("aot_eager")
+loss, both = polyloss.softmax_cross_entropy, polyloss.value_and_grad(polyloss.softmax_cross_entropy)
+compiled = [torch.compile(f, fullgraph=True, backend=counter) for f in (loss, both)]
+def run():
+    for f in compiled:
+        f(torch.randn(2, 3), torch.tensor([0, 1]))
+    assert counter.frame_count == 2, counter.frame_count
+run()
+run()
+for x, y in (
+    (numpy.zeros((2, 3)), numpy.zeros(2, int)),
+    (torch.nn.Parameter(torch.zeros(2, 3).double()), torch.zeros(2).bool()),
+    ([[0.0, 1.0]], [1]),
+):
+    loss(x, y)
+    both(x, y)
+    run()
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
 def test_torch_autocast_lowers_nothing_inside_a_loss() -> None:
     torch = pytest.importorskip("torch")
     q, p = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)), torch.randn(6, 5)
