@@ -48,7 +48,7 @@ class Jax(Library):
             found.append(jnp.any(bad))
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        @jax.jit
+        @jax.jit  # type: ignore[untyped-decorator]
         def whole(args: tuple[Array, ...], arrays: dict[str, Array]) -> tuple[Any, Array | None]:
             found: list[Array] = []
             token = _invalid.set(found)
@@ -124,7 +124,8 @@ class Jax(Library):
     def value_and_vjp(
         self, primitive: Primitive, cotangent: Array, wanted: Wanted, *arrays: Array | None
     ) -> tuple[Array, Gradients]:
-        return _compiled_vjp(primitive, wanted, dispatch.is_generic(), cotangent, *arrays)
+        found: tuple[Array, Gradients] = _compiled_vjp(primitive, wanted, dispatch.is_generic(), cotangent, *arrays)
+        return found
 
 
 def _by_kernel(primitive: Primitive, *arrays: Array | None) -> Any:

@@ -52,21 +52,25 @@ def refusal() -> str | None:
 
 def take(primitive: Primitive, x: Array, *others: Array | None) -> bool:
     """Whether a kernel may compute the primitive on these arrays, which may be traced."""
-    t, *rest = (*others, None)
+    given: tuple[Array | None, ...] = (*others, None)
+    t, rest = given[0], given[1:]
     name = type(primitive).__name__
     if name == "LseCrossEntropy":
-        fits = t is not None and not any(a is not None for a in rest)
-        fits = fits and (t.dtype.name in _LABELS or (t.dtype == x.dtype and t.shape == x.shape))
+        fits = (
+            t is not None
+            and not any(a is not None for a in rest)
+            and (t.dtype.name in _LABELS or (t.dtype == x.dtype and t.shape == x.shape))
+        )
     else:
         fits = name == "SoftplusCrossEntropy" and (t is None or (t.dtype == x.dtype and t.shape == x.shape))
         fits = fits and all(a is None or (a.dtype == x.dtype and a.shape == x.shape) for a in rest)
-    sizes = x.shape
     return (
         fits
         and x.dtype.name in _FLOATS
-        and all(isinstance(n, int) and n > 0 for n in sizes)
+        and all(isinstance(n, int) and n > 0 for n in x.shape)
         and not dispatch.is_generic()
         and refusal() is None
+        and jax.sharding.get_abstract_mesh().empty  # else inside shard_map, or of an explicit sharding
     )
 
 
@@ -85,6 +89,8 @@ def _call(primitive: Any, x: Array, others: tuple[Array, ...], value: bool, more
     items, gradient = jax.ShapeDtypeStruct(shape, x.dtype), jax.ShapeDtypeStruct(x.shape, x.dtype)
     results = {"items": items} if value else {"gradient": gradient}
     smoothing = primitive.label_smoothing
+    form: str
+    options: tuple[Any, ...]
     if primitive.rows:
         targets = others[0].dtype.name
         labelled, few = targets in _LABELS, x.shape[-1] <= FEW
@@ -184,9 +190,9 @@ def items_and_slopes(
 
 
 def _along_plain(x: Array, *rest: Array, library: Library, of: Any, count: int) -> Array:
-    *rest, tangent = rest
+    tangent = rest[-1]
     ones = jnp.ones_like(tangent[..., 0] if of.rows else tangent)
-    slopes = _slopes_plain(ones, x, *rest, library=library, of=of, count=count)
+    slopes = _slopes_plain(ones, x, *rest[:-1], library=library, of=of, count=count)
     return _contracted(slopes, tangent) if of.rows else slopes * tangent
 
 
@@ -266,11 +272,11 @@ _along = _operation("along", _along_plain, -1, _along_transposed)
 _slopes = _operation("slopes", _slopes_plain, 0, _slopes_transposed)
 
 
-@_along.def_abstract_eval
+@_along.def_abstract_eval  # type: ignore[untyped-decorator]
 def _(x: Any, *rest: Any, of: Any, **options: Any) -> Any:
     return jax.core.ShapedArray(x.shape[:-1] if of.rows else x.shape, x.dtype)
 
 
-@_slopes.def_abstract_eval
+@_slopes.def_abstract_eval  # type: ignore[untyped-decorator]
 def _(cotangent: Any, x: Any, *rest: Any, **options: Any) -> Any:
     return jax.core.ShapedArray(x.shape, x.dtype)

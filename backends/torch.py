@@ -303,7 +303,7 @@ def _kernel_work(name: str, options: Sequence[float], *arrays: Any) -> tuple[Ker
     return None if kernels is None or not x.numel() else kernels.take(work), work
 
 
-@torch.library.custom_op(
+@torch.library.custom_op(  # type: ignore[untyped-decorator]
     "polyloss::items",
     mutates_args=(),
     schema="(str primitive, float[] options, Tensor x, Tensor? t, Tensor? a, Tensor? b) -> (Tensor, Tensor, Tensor)",
@@ -322,7 +322,7 @@ def _forward_op(name: str, options: Sequence[float], x: Any, t: Any, a: Any, b: 
     return items, x.new_zeros(rows), x.new_zeros(rows)
 
 
-@torch.library.custom_op(
+@torch.library.custom_op(  # type: ignore[untyped-decorator]
     "polyloss::slopes",
     mutates_args=(),
     schema="(str primitive, float[] options, Tensor cotangent, Tensor x, Tensor? t, Tensor? a, Tensor? b, Tensor top,"
@@ -343,7 +343,7 @@ def _backward_op(
     return work.primitive.vjp(LIBRARY, cotangent, wanted, None, *(x, t, a, b)[: len(work.arrays)])[0].contiguous()
 
 
-@_forward_op.register_fake
+@_forward_op.register_fake  # type: ignore[untyped-decorator]
 def _(name: str, options: Sequence[float], x: Any, t: Any, a: Any, b: Any) -> tuple[Any, Any, Any]:
     rows = _primitive(name, options).rows
     items = x.new_empty(x.shape[:-1] if rows else x.shape)
@@ -351,7 +351,7 @@ def _(name: str, options: Sequence[float], x: Any, t: Any, a: Any, b: Any) -> tu
     return items, x.new_empty(count), x.new_empty(count)
 
 
-@_backward_op.register_fake
+@_backward_op.register_fake  # type: ignore[untyped-decorator]
 def _(name: str, options: Sequence[float], cotangent: Any, x: Any, *rest: Any) -> Any:
     return x.new_empty(x.shape)
 

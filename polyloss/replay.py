@@ -59,8 +59,8 @@ def _signature(x: Any) -> Any:
     return library.signature(x)
 
 
-Once = Callable[..., tuple[Loss, Any, tuple[Any, ...]]]
-"""A call gone the long way: what was computed, the result of the call, and the gradients in it."""
+Once = Callable[..., tuple[Loss, Any, tuple[Any, ...] | None]]
+"""A call gone the long way: what was computed, the result of the call, and the gradients in it, if there are any."""
 
 
 @dataclass(slots=True)

@@ -480,6 +480,8 @@ def test_machine_code_needs_no_symbol_of_python_or_numba(tmp_path: Path) -> None
     assert folder is not None
     objects = []
     for path in sorted(folder.glob(f"*-{compiled.fingerprint()}.o")):
+        if path.name.startswith("xla-"):  # these allocate, and hold such a kernel
+            continue
         objects.append(tmp_path / path.name)
         objects[-1].write_bytes(path.read_bytes()[32:])
     assert {path.name.partition("-")[0] for path in objects} >= {"elements", "lanes", "rows", "soft"}

@@ -118,10 +118,14 @@ def test_negative_views_of_torch_are_read_with_their_sign(argument: str, contigu
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("classes", [3, 40])
+@pytest.mark.parametrize("small", [True, False])
 def test_torchs_backward_pass_with_weights_masks_and_any_cotangent(
-    classes: int, reduction: str, ran: list[Any]
+    small: bool, classes: int, reduction: str, ran: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch = pytest.importorskip("torch")
+    if not small:
+        monkeypatch.setattr("polyloss.backends.torch.SMALL", 0)
+    kernels = 1 if small and reduction == "mean" else 2  # the gradient of small predictions comes with the value
     generator = torch.Generator().manual_seed(0)
     x, keep = torch.randn(9, 13, classes, generator=generator), torch.rand(9, 13, generator=generator) < 0.7
     y, w = torch.randint(0, classes, (9, 13), generator=generator), torch.rand(9, 13, generator=generator) + 0.5
@@ -155,7 +159,7 @@ def test_torchs_backward_pass_with_weights_masks_and_any_cotangent(
                         c[~keep] = INF
                     cotangent = c
                 value.backward(cotangent.expand(value.shape))
-                assert len(ran) == (0 if formula else 2)
+                assert len(ran) == (0 if formula else kernels)
                 found.append(leaf.grad.numpy())
                 assert not found[-1][~keep.numpy()].any()
         half = len(found) // 2

@@ -42,7 +42,7 @@ class Kernel(NamedTuple):
     all: Callable[[bytes, int, int], int]
     """``all(parameters, start, stop)`` treats these blocks."""
 
-    shares: Callable[[bytes, Progress, int, int, int], int]
+    shares: Callable[[bytes, Any, int, int, int], int]
     """``shares(parameters, progress, blocks, parts, patience)`` takes a part of what is left until nothing is.
 
     A part is one of ``parts``. Then it looks ``patience`` times whether the others are done too. Several threads may be
