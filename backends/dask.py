@@ -1,14 +1,16 @@
 """Dask: a primitive becomes one lazy task per block of items, and each task asks for its own block's kernel.
 
 Nothing is computed, and no value is looked at, before the user asks for it: an invalid value turns its own item into
-NaN.
+NaN. The sizes of blocks of items need not be known; those of two arrays are then compared in the tasks.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import array_api_compat.dask.array
@@ -45,6 +47,14 @@ class Dask(Library):
     def asarray(self, value: np.ndarray, dtype: Any, placed: dict[str, Any]) -> Array:
         return da.from_array(np.array(value, dtype=dtype), chunks=-1)
 
+    def broadcast(self, x: Array, like: Array, axis: int | None = None, names: tuple[str, str] = ("", "")) -> Array:
+        like = like if axis is None else like[(*(slice(None),) * axis, 0)]
+        if all(n == n for n in x.shape + like.shape):
+            own = dict(zip(range(like.ndim - x.ndim, like.ndim), x.chunks))
+            chunks = tuple(c if own.get(i, (1,)) == (1,) else own[i] for i, c in enumerate(like.chunks))
+            return x if x.shape == like.shape else da.broadcast_to(x, like.shape, chunks=chunks)
+        return _block_by_block(x, like, names)
+
     def sum(self, x: Array) -> Array:
         return da.sum(x, axis=-1)
 
@@ -67,6 +77,38 @@ class Dask(Library):
         return nullcontext()
 
 
+def _block_by_block(x: Array, like: Array, names: tuple[str, str]) -> Array:
+    """``x`` with the shape of ``like``, where a size is unknown: their blocks must correspond."""
+    axes = tuple(range(like.ndim))
+    own = axes[like.ndim - x.ndim :]
+    one = tuple(x.shape[i] == 1 for i in range(x.ndim))
+    for i, j in enumerate(own):
+        if one[i] or x.chunks[i] == like.chunks[j]:
+            continue
+        if x.shape[i] == x.shape[i] and like.shape[j] == like.shape[j]:
+            x = x.rechunk({i: like.chunks[j]})
+        elif x.numblocks[i] != like.numblocks[j]:
+            raise ValueError(
+                f"{names[0]} must have as many blocks as {names[1]}, {like.numblocks[j]} along axis {j}, while their "
+                f"sizes are not known yet, got {x.numblocks[i]}; have them computed first by compute_chunk_sizes()"
+            )
+    task = functools.partial(_block_like, names=names, one=one)
+    # The blocks of ``like`` come first: the result has their sizes, as far as they are known.
+    return da.blockwise(task, axes, like, axes, x, own, dtype=x.dtype, meta=_meta(x.dtype, axes), align_arrays=False)
+
+
+def _block_like(like: Array, x: Array, *, names: tuple[str, str], one: tuple[bool, ...]) -> Array:
+    """A block ``x`` with the shape of that of ``like``: of other size only where its whole array has size ``one``."""
+    shape = like.shape[like.ndim - x.ndim :]
+    if any(a != b and not may for a, b, may in zip(x.shape, shape, one)):
+        raise ValueError(f"{names[0]} has a block of shape {x.shape} where that of {names[1]} has {like.shape}")
+    return dispatch.library_of(x).broadcast(x, like)
+
+
+def _meta(dtype: Any, axes: tuple[int, ...]) -> np.ndarray:
+    return np.empty((0,) * len(axes), dtype=dtype)
+
+
 _Block = Callable[..., Array]
 """From a library, a primitive, its arrays in one block of items, and perhaps the items' cotangent, to an array."""
 
@@ -79,9 +121,10 @@ def _lazily(primitive: Primitive, block: _Block, ndim: int, arrays: tuple[Any, .
     for i in given:
         x = arrays[i]
         operands += [x.rechunk({items: -1}) if x.ndim > items else x, tuple(range(x.ndim))]
-    meta = np.empty((0,) * ndim, dtype=arrays[0].dtype)
+    axes = tuple(range(ndim))
     task = _task(primitive, block, given, len(arrays), dispatch.is_generic())
-    return da.blockwise(task, tuple(range(ndim)), *operands, dtype=meta.dtype, meta=meta, concatenate=True)
+    meta = _meta(arrays[0].dtype, axes)
+    return da.blockwise(task, axes, *operands, dtype=meta.dtype, meta=meta, concatenate=True)
 
 
 def _task(primitive: Primitive, block: _Block, given: list[int], count: int, generic: bool) -> Callable[..., Array]:
@@ -130,4 +173,24 @@ def _gradient_of(i: int) -> _Block:
     return block
 
 
-LIBRARY = Dask(array_api_compat.dask.array)
+class _Namespace(ModuleType):
+    """The array API of Dask, without its refusals of sizes that are unknown or 0."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(array_api_compat.dask.array, name)
+
+    @staticmethod
+    def expand_dims(x: Array, *, axis: int) -> Array:
+        return x[(*(slice(None),) * (axis % (x.ndim + 1)), None)]
+
+    @staticmethod
+    def concat(arrays: list[Array], *, axis: int) -> Array:
+        return da.concatenate(arrays, axis=axis, allow_unknown_chunksizes=True)
+
+    @staticmethod
+    def max(x: Array, *, axis: int, keepdims: bool = False) -> Array:
+        largest = functools.partial(np.max, initial=-np.inf)  # of an empty block, too
+        return da.reduction(x, largest, largest, axis=axis, keepdims=keepdims, dtype=x.dtype)
+
+
+LIBRARY = Dask(_Namespace("dask.array"))

@@ -265,6 +265,6 @@ def test_what_dask_cannot_take_is_an_error() -> None:
     masked = da.ma.masked_array([1.0, 2.0, 100.0], mask=[0, 0, 1])
     with pytest.raises(TypeError, match=r"logits is a numpy\.ma array"):
         polyloss.sigmoid_cross_entropy(masked, da.ones(3))
-    x = da.from_array(np.arange(6.0))
-    with pytest.raises(ValueError, match=r"logits has a size that is not known yet.*compute_chunk_sizes"):
-        polyloss.sigmoid_cross_entropy(x[x > 2], x[x > 2] * 0)
+    x = da.from_array(np.arange(6.0))[:, None]
+    with pytest.raises(ValueError, match=r"queries has a size that is not known yet.*compute_chunk_sizes"):
+        polyloss.info_nce(x[x[:, 0] > 2], x[x[:, 0] > 2])
