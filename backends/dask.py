@@ -7,6 +7,7 @@ NaN. The sizes of blocks of items need not be known; those of two arrays are the
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -62,16 +63,15 @@ class Dask(Library):
         return da.sum(x)  # a reshape would rechunk
 
     def apply(self, primitive: Primitive, *arrays: Array | None) -> Array:
-        return _lazily(primitive, _items, arrays[0].ndim - primitive.rows, arrays)  # type: ignore[union-attr]
+        return _lazily(primitive, _items, arrays)
 
     def value_and_vjp(
         self, primitive: Primitive, cotangent: Array, wanted: Wanted, *arrays: Array | None
     ) -> tuple[Array, Gradients]:
-        def gradient(i: int) -> Array:
-            return _lazily(primitive, _gradient_of(i), arrays[i].ndim, (*arrays, cotangent))  # type: ignore[union-attr]
-
-        gradients = (gradient(i) if w and x is not None else None for i, (w, x) in enumerate(zip(wanted, arrays)))
-        return self.apply(primitive, *arrays), tuple(gradients)
+        wanted = tuple(w and x is not None for w, x in zip(wanted, arrays))
+        both = _lazily(primitive, _Both(wanted), (*arrays, cotangent))
+        gradients = (_part(both, i, x) for i, x in enumerate((arrays[i] for i, w in enumerate(wanted) if w), 1))
+        return _part(both, 0), tuple(next(gradients) if w else None for w in wanted)
 
     def scope(self, x: Array) -> AbstractContextManager[Any]:
         return nullcontext()
@@ -109,36 +109,41 @@ def _meta(dtype: Any, axes: tuple[int, ...]) -> np.ndarray:
     return np.empty((0,) * len(axes), dtype=dtype)
 
 
-_Block = Callable[..., Array]
-"""From a library, a primitive, its arrays in one block of items, and perhaps the items' cotangent, to an array."""
+_Block = Callable[..., Any]
+"""From a library, a primitive, its arrays in one block of items, and perhaps the items' cotangent, to the results."""
 
 
-def _lazily(primitive: Primitive, block: _Block, ndim: int, arrays: tuple[Any, ...]) -> Array:
-    """``block`` of every block of items; the result has ``ndim`` axes."""
+def _lazily(primitive: Primitive, block: _Block, arrays: tuple[Any, ...]) -> Array:
+    """``block`` of every block of items."""
     items = arrays[0].ndim - primitive.rows
-    given = [i for i, x in enumerate(arrays) if x is not None]
+    given = tuple(i for i, x in enumerate(arrays) if x is not None)
     operands: list[Any] = []
     for i in given:
         x = arrays[i]
         operands += [x.rechunk({items: -1}) if x.ndim > items else x, tuple(range(x.ndim))]
-    axes = tuple(range(ndim))
-    task = _task(primitive, block, given, len(arrays), dispatch.is_generic())
+    axes = tuple(range(items))
+    task = _Task(primitive, block, given, len(arrays), dispatch.is_generic())
     meta = _meta(arrays[0].dtype, axes)
-    return da.blockwise(task, axes, *operands, dtype=meta.dtype, meta=meta, concatenate=True)
+    return da.blockwise(task, axes, *operands, dtype=meta.dtype, meta=meta)
 
 
-def _task(primitive: Primitive, block: _Block, given: list[int], count: int, generic: bool) -> Callable[..., Array]:
+@dataclass(frozen=True)
+class _Task:
     """What runs on the blocks. It travels to the workers, and holds no array."""
 
-    def task(*blocks: Array) -> Array:
-        library = dispatch.library_of(blocks[0])
-        parts: list[Array | None] = [None] * count
-        for i, part in zip(given, blocks):
-            parts[i] = part
-        with library.scope(parts[0]), dispatch.generic() if generic else nullcontext():
-            return block(library, primitive, *parts)
+    primitive: Primitive
+    block: _Block
+    given: tuple[int, ...]  # which arrays are not missing
+    count: int
+    generic: bool
 
-    return task
+    def __call__(self, *blocks: Array) -> Any:
+        parts: list[Array | None] = [None] * self.count
+        for i, part in zip(self.given, blocks):
+            parts[i] = part[0] if isinstance(part, list) else part  # an axis that the result lacks had one block
+        library = dispatch.library_of(parts[0])
+        with library.scope(parts[0]), dispatch.shared(), dispatch.generic() if self.generic else nullcontext():
+            return self.block(library, self.primitive, *parts)
 
 
 def _application(library: Library, primitive: Primitive, arrays: tuple[Array | None, ...]) -> Application:
@@ -161,16 +166,37 @@ class _Weighted:
         return self.cotangent, 1.0
 
 
-def _gradient_of(i: int) -> _Block:
-    def block(library: Library, primitive: Primitive, *parts: Array | None) -> Array:
+@dataclass(frozen=True)
+class _Both:
+    """The items, and the gradients that are wanted, in one tuple."""
+
+    wanted: Wanted
+
+    def __call__(self, library: Library, primitive: Primitive, *parts: Array | None) -> tuple[Array, ...]:
         *arrays, cotangent = parts
         application = _application(library, primitive, tuple(arrays))
-        only_this = tuple(i == j for j in range(len(arrays)))
-        fused = application.fused(only_this, _Weighted(cotangent))
-        found = None if fused is None else fused.fused_value_and_vjp()
-        return (application.value_and_vjp(cotangent, only_this) if found is None else found)[1][i]
+        items, gradients = self._by_kernel(application, cotangent) or application.value_and_vjp(cotangent, self.wanted)
+        return items, *(g for g, w in zip(gradients, self.wanted) if w)
 
-    return block
+    def _by_kernel(self, application: Application, cotangent: Array) -> tuple[Array, Gradients] | None:
+        if (fused := application.fused(self.wanted, _Weighted(cotangent))) is None:
+            return None
+        if any(application.library.strides(cotangent)):
+            found = fused.fused_value_and_vjp()
+            return None if found is None else (application.value(), found[1])
+        # One number for all items, as a mean has it, leaves them as they are: one pass does both.
+        scale = float(cotangent[(0,) * cotangent.ndim]) if cotangent.size else 1.0
+        fused = application.fused(self.wanted, None, scale)
+        return None if fused is None else fused.fused_value_and_vjp()
+
+
+def _part(both: Array, i: int, like: Array | None = None) -> Array:
+    """The ``i``-th of the results that ``both`` has in each block: items, or in the shape of ``like``."""
+    axes = tuple(range(both.ndim if like is None else like.ndim))
+    new = {j: like.shape[j] for j in axes[both.ndim :]}  # type: ignore[union-attr]
+    meta = _meta(both.dtype, axes)
+    take = operator.itemgetter(i)
+    return da.blockwise(take, axes, both, axes[: both.ndim], new_axes=new, dtype=meta.dtype, meta=meta)
 
 
 class _Namespace(ModuleType):

@@ -226,7 +226,7 @@ def class_targets(
             return call.unit_interval("targets", reduce.clean(to_last_axis(call, call.cast(t), axis), rows=True), axis)
 
         return t, rows
-    t = call.labels("targets", t, axis, of, name)
+    t = call.labels("targets", t, reduce.shape, axis, of, name)
     if ignore_index is not None:
         y = call.signed(t)
         ignored, limits = integer("ignore_index", ignore_index), call.xp.iinfo(y.dtype)

@@ -132,9 +132,8 @@ class Call:
             raise ValueError(f"{name} must have the shape of {of_name}, {_shape(of.shape)}, got {_shape(x.shape)}")
         return self.library.broadcast(x, of, None, (name, of_name)) if self.library.lazy else x
 
-    def labels(self, name: str, y: Array, axis: int, of: Array, of_name: str) -> Array:
-        """Class indices, which must have the shape of ``of`` (``of_name``) without the class ``axis``."""
-        shape = without(of.shape, axis)
+    def labels(self, name: str, y: Array, shape: Sequence[int], axis: int, of: Array, of_name: str) -> Array:
+        """Class indices, which must have the shape of ``of`` (``of_name``), ``shape`` without the class ``axis``."""
         if differ(y.shape, shape):
             hint = ""
             if not differ(y.shape, of.shape):
@@ -419,13 +418,13 @@ def _broadcasts(one: Any, two: Any) -> bool:
 
 def is_known(shape: Sequence[Any]) -> bool:
     """Whether no size in the shape is still to be computed."""
-    return not any(n is None or n != n for n in shape)
+    return all(n == n and n is not None for n in shape)
 
 
 def known_size(name: str, x: Array, axis: int) -> Any:
     """The size of an axis that the result depends on."""
     size = x.shape[axis]
-    if not is_known((size,)):
+    if size is None or size != size:
         raise ValueError(
             f"{name} has a size that is not known yet, {_shape(x.shape)}, and that of axis {axis % x.ndim} is needed; "
             "have it computed first (in Dask by compute_chunk_sizes())"

@@ -201,7 +201,7 @@ class Reduction:
 
     def _count(self) -> Array | int:
         """How many items there are."""
-        if is_known(self.shape):
+        if not self.call.library.lazy or is_known(self.shape):
             return math.prod(self.shape)
         one = self.call.xp.astype(self.call.full((), 1.0), self.call.library.index_dtype())
         return self.call.cast(self.call.library.total(self.each(one)))
