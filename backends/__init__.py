@@ -174,7 +174,7 @@ class Library:
     """An array library. The methods as they stand hold for every library that follows the standard."""
 
     lazy = False
-    """Whether a size in a shape may be unknown."""
+    """Whether a size in a shape may be unknown (NaN, or None as in the standard) until the array is computed."""
 
     one_place = False
     """Whether all its arrays share one place, so that `device` and `placed` need not be asked."""
@@ -267,6 +267,14 @@ class Library:
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """``function(args, arrays)``, compiled; it gives None where a value was invalid."""
         raise NotImplementedError
+
+    def broadcast(self, x: Array, like: Array, axis: int | None = None, names: tuple[str, str] = ("", "")) -> Array:
+        """``x`` with the shape of ``like`` without ``axis``, to which it broadcasts as far as sizes are known.
+
+        Where one is not known yet (see `lazy`), it is compared when it is; the error names both by ``names``.
+        """
+        shape = tuple(like.shape) if axis is None else (*like.shape[:axis], *like.shape[axis + 1 :])
+        return x if tuple(x.shape) == shape else self.xp.broadcast_to(x, shape)
 
     # Arithmetic where the standard leaves accuracy or reproducibility open.
 

@@ -1,14 +1,17 @@
 """Dask: a primitive becomes one lazy task per block of items, and each task asks for its own block's kernel.
 
 Nothing is computed, and no value is looked at, before the user asks for it: an invalid value turns its own item into
-NaN.
+NaN. The sizes of blocks of items need not be known; those of two arrays are then compared in the tasks.
 """
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import array_api_compat.dask.array
@@ -48,6 +51,14 @@ class Dask(Library):
     def asarray(self, value: np.ndarray, dtype: Any, placed: dict[str, Any]) -> Array:
         return da.from_array(np.array(value, dtype=dtype), chunks=-1)
 
+    def broadcast(self, x: Array, like: Array, axis: int | None = None, names: tuple[str, str] = ("", "")) -> Array:
+        like = like if axis is None else like[(*(slice(None),) * axis, 0)]
+        if all(n == n for n in x.shape + like.shape):
+            own = dict(zip(range(like.ndim - x.ndim, like.ndim), x.chunks))
+            chunks = tuple(c if own.get(i, (1,)) == (1,) else own[i] for i, c in enumerate(like.chunks))
+            return x if x.shape == like.shape else da.broadcast_to(x, like.shape, chunks=chunks)
+        return _block_by_block(x, like, names)
+
     def sum(self, x: Array) -> Array:
         return da.sum(x, axis=-1)
 
@@ -55,50 +66,87 @@ class Dask(Library):
         return da.sum(x)  # a reshape would rechunk
 
     def apply(self, primitive: Primitive, *arrays: Array | None) -> Array:
-        return _lazily(primitive, _items, arrays[0].ndim - primitive.rows, arrays)  # type: ignore[union-attr]
+        return _lazily(primitive, _items, arrays)
 
     def value_and_vjp(
         self, primitive: Primitive, cotangent: Array, wanted: Wanted, *arrays: Array | None
     ) -> tuple[Array, Gradients]:
-        def gradient(i: int) -> Array:
-            return _lazily(primitive, _gradient_of(i), arrays[i].ndim, (*arrays, cotangent))  # type: ignore[union-attr]
-
-        gradients = (gradient(i) if w and x is not None else None for i, (w, x) in enumerate(zip(wanted, arrays)))
-        return self.apply(primitive, *arrays), tuple(gradients)
+        wanted = tuple(w and x is not None for w, x in zip(wanted, arrays))
+        both = _lazily(primitive, _Both(wanted), (*arrays, cotangent))
+        gradients = (_part(both, i, x) for i, x in enumerate((arrays[i] for i, w in enumerate(wanted) if w), 1))
+        return _part(both, 0), tuple(next(gradients) if w else None for w in wanted)
 
     def scope(self, x: Array) -> AbstractContextManager[Any]:
         return nullcontext()
 
 
-_Block = Callable[..., Array]
-"""From a library, a primitive, its arrays in one block of items, and perhaps the items' cotangent, to an array."""
+def _block_by_block(x: Array, like: Array, names: tuple[str, str]) -> Array:
+    """``x`` with the shape of ``like``, where a size is unknown: their blocks must correspond."""
+    axes = tuple(range(like.ndim))
+    own = axes[like.ndim - x.ndim :]
+    one = tuple(x.shape[i] == 1 for i in range(x.ndim))
+    for i, j in enumerate(own):
+        if one[i] or x.chunks[i] == like.chunks[j]:
+            continue
+        if x.shape[i] == x.shape[i] and like.shape[j] == like.shape[j]:
+            x = x.rechunk({i: like.chunks[j]})
+        elif x.numblocks[i] != like.numblocks[j]:
+            raise ValueError(
+                f"{names[0]} must have as many blocks as {names[1]}, {like.numblocks[j]} along axis {j}, while their "
+                f"sizes are not known yet, got {x.numblocks[i]}; have them computed first by compute_chunk_sizes()"
+            )
+    task = functools.partial(_block_like, names=names, one=one)
+    # The blocks of ``like`` come first: the result has their sizes, as far as they are known.
+    return da.blockwise(task, axes, like, axes, x, own, dtype=x.dtype, meta=_meta(x.dtype, axes), align_arrays=False)
 
 
-def _lazily(primitive: Primitive, block: _Block, ndim: int, arrays: tuple[Any, ...]) -> Array:
-    """``block`` of every block of items; the result has ``ndim`` axes."""
+def _block_like(like: Array, x: Array, *, names: tuple[str, str], one: tuple[bool, ...]) -> Array:
+    """A block ``x`` with the shape of that of ``like``: of other size only where its whole array has size ``one``."""
+    shape = like.shape[like.ndim - x.ndim :]
+    if any(a != b and not may for a, b, may in zip(x.shape, shape, one)):
+        raise ValueError(f"{names[0]} has a block of shape {x.shape} where that of {names[1]} has {like.shape}")
+    return dispatch.library_of(x).broadcast(x, like)
+
+
+def _meta(dtype: Any, axes: tuple[int, ...]) -> np.ndarray:
+    return np.empty((0,) * len(axes), dtype=dtype)
+
+
+_Block = Callable[..., Any]
+"""From a library, a primitive, its arrays in one block of items, and perhaps the items' cotangent, to the results."""
+
+
+def _lazily(primitive: Primitive, block: _Block, arrays: tuple[Any, ...]) -> Array:
+    """``block`` of every block of items."""
     items = arrays[0].ndim - primitive.rows
-    given = [i for i, x in enumerate(arrays) if x is not None]
+    given = tuple(i for i, x in enumerate(arrays) if x is not None)
     operands: list[Any] = []
     for i in given:
         x = arrays[i]
         operands += [x.rechunk({items: -1}) if x.ndim > items else x, tuple(range(x.ndim))]
-    meta = np.empty((0,) * ndim, dtype=arrays[0].dtype)
-    task = _task(primitive, block, given, len(arrays), dispatch.is_generic())
-    return da.blockwise(task, tuple(range(ndim)), *operands, dtype=meta.dtype, meta=meta, concatenate=True)
+    axes = tuple(range(items))
+    task = _Task(primitive, block, given, len(arrays), dispatch.is_generic())
+    meta = _meta(arrays[0].dtype, axes)
+    return da.blockwise(task, axes, *operands, dtype=meta.dtype, meta=meta)
 
 
-def _task(primitive: Primitive, block: _Block, given: list[int], count: int, generic: bool) -> Callable[..., Array]:
+@dataclass(frozen=True)
+class _Task:
     """What runs on the blocks. It travels to the workers, and holds no array."""
 
-    def task(*blocks: Array) -> Array:
-        library = dispatch.library_of(blocks[0])
-        parts: list[Array | None] = [None] * count
-        for i, part in zip(given, blocks):
-            parts[i] = part
-        with library.scope(parts[0]), dispatch.generic() if generic else nullcontext():
-            return block(library, primitive, *parts)
+    primitive: Primitive
+    block: _Block
+    given: tuple[int, ...]  # which arrays are not missing
+    count: int
+    generic: bool
 
-    return task
+    def __call__(self, *blocks: Array) -> Any:
+        parts: list[Array | None] = [None] * self.count
+        for i, part in zip(self.given, blocks):
+            parts[i] = part[0] if isinstance(part, list) else part  # an axis that the result lacks had one block
+        library = dispatch.library_of(parts[0])
+        with library.scope(parts[0]), dispatch.shared(), dispatch.generic() if self.generic else nullcontext():
+            return self.block(library, self.primitive, *parts)
 
 
 def _application(library: Library, primitive: Primitive, arrays: tuple[Array | None, ...]) -> Application:
@@ -121,16 +169,57 @@ class _Weighted:
         return self.cotangent, 1.0
 
 
-def _gradient_of(i: int) -> _Block:
-    def block(library: Library, primitive: Primitive, *parts: Array | None) -> Array:
+@dataclass(frozen=True)
+class _Both:
+    """The items, and the gradients that are wanted, in one tuple."""
+
+    wanted: Wanted
+
+    def __call__(self, library: Library, primitive: Primitive, *parts: Array | None) -> tuple[Array, ...]:
         *arrays, cotangent = parts
         application = _application(library, primitive, tuple(arrays))
-        only_this = tuple(i == j for j in range(len(arrays)))
-        fused = application.fused(only_this, _Weighted(cotangent))
-        found = None if fused is None else fused.fused_value_and_vjp()
-        return (application.value_and_vjp(cotangent, only_this) if found is None else found)[1][i]
+        items, gradients = self._by_kernel(application, cotangent) or application.value_and_vjp(cotangent, self.wanted)
+        return items, *(g for g, w in zip(gradients, self.wanted) if w)
 
-    return block
+    def _by_kernel(self, application: Application, cotangent: Array) -> tuple[Array, Gradients] | None:
+        if (fused := application.fused(self.wanted, _Weighted(cotangent))) is None:
+            return None
+        if any(application.library.strides(cotangent)):
+            found = fused.fused_value_and_vjp()
+            return None if found is None else (application.value(), found[1])
+        # One number for all items, as a mean has it, leaves them as they are: one pass does both.
+        scale = float(cotangent[(0,) * cotangent.ndim]) if cotangent.size else 1.0
+        fused = application.fused(self.wanted, None, scale)
+        return None if fused is None else fused.fused_value_and_vjp()
 
 
-LIBRARY = Dask(array_api_compat.dask.array)
+def _part(both: Array, i: int, like: Array | None = None) -> Array:
+    """The ``i``-th of the results that ``both`` has in each block: items, or in the shape of ``like``."""
+    axes = tuple(range(both.ndim if like is None else like.ndim))
+    new = {j: like.shape[j] for j in axes[both.ndim :]}  # type: ignore[union-attr]
+    meta = _meta(both.dtype, axes)
+    take = operator.itemgetter(i)
+    return da.blockwise(take, axes, both, axes[: both.ndim], new_axes=new, dtype=meta.dtype, meta=meta)
+
+
+class _Namespace(ModuleType):
+    """The array API of Dask, without its refusals of sizes that are unknown or 0."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(array_api_compat.dask.array, name)
+
+    @staticmethod
+    def expand_dims(x: Array, *, axis: int) -> Array:
+        return x[(*(slice(None),) * (axis % (x.ndim + 1)), None)]
+
+    @staticmethod
+    def concat(arrays: list[Array], *, axis: int) -> Array:
+        return da.concatenate(arrays, axis=axis, allow_unknown_chunksizes=True)
+
+    @staticmethod
+    def max(x: Array, *, axis: int, keepdims: bool = False) -> Array:
+        largest = functools.partial(np.max, initial=-np.inf)  # of an empty block, too
+        return da.reduction(x, largest, largest, axis=axis, keepdims=keepdims, dtype=x.dtype)
+
+
+LIBRARY = Dask(_Namespace("dask.array"))

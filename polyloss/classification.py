@@ -7,7 +7,7 @@ from typing import Any
 
 from polyloss.backends import Array
 from polyloss.gradients import differentiable
-from polyloss.inputs import Call, axis_of, integer, last_axis_to, number, same_shape, to_last_axis
+from polyloss.inputs import Call, axis_of, integer, last_axis_to, number, to_last_axis
 from polyloss.primitives import LseCrossEntropy, SoftplusCrossEntropy
 from polyloss.reduction import Loss, Reduction
 
@@ -76,13 +76,12 @@ def sigmoid_cross_entropy(
         logits=logits, targets=targets, pos_weight=pos_weight, weights=weights, where=where, denominator=denominator
     )
     (x,) = call.as_given(logits=logits)
-    t = call.real_as_given("targets", targets)
-    same_shape("targets", t, "logits", x)
+    t = call.same_shape("targets", call.real_as_given("targets", targets), "logits", x)
     smoothing = number("label_smoothing", label_smoothing, 0, 1)
     p = None
     if pos_weight is not None:
-        p = call.trailing("pos_weight", call.real("pos_weight", pos_weight), tuple(x.shape), "logits")
-    reduce = Reduction(call, x.shape, weights, where, reduction, denominator)
+        p = call.trailing("pos_weight", call.real("pos_weight", pos_weight), x, "logits")
+    reduce = Reduction(call, x, weights, where, reduction, denominator)
 
     def prepare(x: Array, t: Array, p: Array | None) -> tuple[Array | None, ...]:
         x, t = reduce.clean(call.cast(x)), call.unit_interval("targets", reduce.clean(call.cast(t)))
@@ -182,9 +181,8 @@ def softmax_cross_entropy(
         c = call.real("class_weights", class_weights)
         call.per_class("class_weights", c, x.shape[axis])
     if class_mask is not None:
-        mask = _class_mask(call, class_mask, tuple(x.shape), axis)
-    shape = (*x.shape[:axis], *x.shape[axis + 1 :])
-    reduce = Reduction(call, shape, weights, where, reduction, denominator)
+        mask = _class_mask(call, class_mask, x, axis)
+    reduce = Reduction(call, x, weights, where, reduction, denominator, axis=axis)
     t, prepare_targets = class_targets(call, targets, x, axis, reduce, ignore_index)
     if c is not None:
         reduce.weigh(
@@ -197,18 +195,18 @@ def softmax_cross_entropy(
             # A masked row keeps every class, so that its numbers are harmless.
             mask = mask | ~call.xp.expand_dims(reduce.keep, axis=-1)
         rows = to_last_axis(call, call.cast(x), axis)
-        c = None if c is None else call.xp.broadcast_to(c, rows.shape)
+        c = None if c is None else call.library.broadcast(c, rows)
         return reduce.clean(rows, rows=True), prepare_targets(t), c, mask
 
     items = reduce.apply(primitive, x, t, c, mask, prepare=prepare, axis=axis)
     return reduce.of(items, lambda gx, gt, gc, gm: {"logits": gx, "targets": gt}, target="targets")
 
 
-def _class_mask(call: Call, class_mask: Array, shape: tuple[int, ...], axis: int) -> Array:
+def _class_mask(call: Call, class_mask: Array, x: Array, axis: int) -> Array:
     mask = call.boolean("class_mask", class_mask)
-    if mask.ndim == 1 and mask.shape[0] == shape[axis]:
-        return call.xp.broadcast_to(mask, (*shape[:axis], *shape[axis + 1 :], shape[axis]))
-    return to_last_axis(call, call.trailing("class_mask", mask, shape, "logits"), axis)
+    if mask.ndim == 1 and mask.shape[0] == x.shape[axis]:
+        return call.library.broadcast(mask, to_last_axis(call, x, axis))
+    return to_last_axis(call, call.trailing("class_mask", mask, x, "logits"), axis)
 
 
 def class_targets(
@@ -222,14 +220,13 @@ def class_targets(
     if soft:
         if ignore_index is not None:
             raise ValueError("ignore_index is for class indices; floating targets take where=")
-        t = call.real_as_given("targets", targets)
-        same_shape("targets", t, name, of)
+        t = call.same_shape("targets", call.real_as_given("targets", targets), name, of)
 
         def rows(t: Array) -> Array:
             return call.unit_interval("targets", reduce.clean(to_last_axis(call, call.cast(t), axis), rows=True), axis)
 
         return t, rows
-    call.labels("targets", t, reduce.shape, axis, of, name)
+    t = call.labels("targets", t, reduce.shape, axis, of, name)
     if ignore_index is not None:
         y = call.signed(t)
         ignored, limits = integer("ignore_index", ignore_index), call.xp.iinfo(y.dtype)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from polyloss.backends import Array, Gradients, Library, Residuals, Wanted
 from polyloss.gradients import differentiable
-from polyloss.inputs import Call, number, same_shape
+from polyloss.inputs import Call, differ, number
 from polyloss.primitives import Formula, over_limit
 from polyloss.reduction import Loss, Reduction
 from polyloss.vectors import has_features, norm
@@ -74,9 +74,9 @@ def contrastive(
     call = Call(first=first, second=second, similar=similar, weights=weights, where=where, denominator=denominator)
     primitive = MarginDistance(number("margin", margin))
     a, b = call.floating(first=first, second=second)
-    same_shape("second", b, "first", a)
+    b = call.same_shape("second", b, "first", a)
     has_features("first", a)
-    reduce = Reduction(call, a.shape[:-1], weights, where, reduction, denominator)
+    reduce = Reduction(call, a, weights, where, reduction, denominator, axis=a.ndim - 1)
     s = _similar(call, similar, reduce)
     with call.scope():
         d, to_difference = norm(call, reduce.clean(a, rows=True) - reduce.clean(b, rows=True))
@@ -141,7 +141,7 @@ def contrastive_from_distance(
     call = Call(distances=distances, similar=similar, weights=weights, where=where, denominator=denominator)
     primitive = MarginDistance(number("margin", margin))
     (d,) = call.floating(distances=distances)
-    reduce = Reduction(call, d.shape, weights, where, reduction, denominator)
+    reduce = Reduction(call, d, weights, where, reduction, denominator)
     s = _similar(call, similar, reduce)
     with call.scope():
         d = reduce.clean(d)
@@ -151,8 +151,9 @@ def contrastive_from_distance(
 
 def _similar(call: Call, similar: Array, reduce: Reduction) -> Array:
     s = call.real("similar", similar)
-    if tuple(s.shape) != reduce.shape:
+    if differ(s.shape, reduce.shape):
         raise ValueError(f"similar must have shape {reduce.shape}, one value per pair, got {tuple(s.shape)}")
+    s = reduce.each(s, "similar")
     return call.unit_interval("similar", reduce.clean(s))
 
 

@@ -33,6 +33,8 @@ __all__ = [
     "library_of",
     "plain_library",
     "scope",
+    "shared",
+    "shares",
     "transform",
 ]
 
@@ -115,6 +117,24 @@ def generic() -> Iterator[None]:
 def is_generic() -> bool:
     """Whether this is inside `generic`."""
     return _generic.get()
+
+
+_shared: ContextVar[bool] = ContextVar("polyloss.shared", default=False)
+
+
+@contextmanager
+def shared() -> Iterator[None]:
+    """Inside it, a kernel computes in the calling thread alone, because others do the like beside it."""
+    token = _shared.set(True)
+    try:
+        yield
+    finally:
+        _shared.reset(token)
+
+
+def shares() -> bool:
+    """Whether this is inside `shared`."""
+    return _shared.get()
 
 
 def kernels_for(library: Library, x: Array) -> Kernels | None:

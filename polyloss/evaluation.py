@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from polyloss.backends import Array, Gradients, Library, Residuals, Wanted
 from polyloss.classification import class_targets
 from polyloss.gradients import differentiable
-from polyloss.inputs import Call, axis_of, number, same_shape, to_last_axis
+from polyloss.inputs import Call, axis_of, number, to_last_axis
 from polyloss.primitives import Formula, one_hot
 from polyloss.reduction import Loss, Reduction
 
@@ -71,10 +71,9 @@ def binary_log_loss(
     """
     call = Call(probabilities=probabilities, targets=targets, weights=weights, where=where, denominator=denominator)
     (p,) = call.floating(probabilities=probabilities)
-    t = call.real("targets", targets)
-    same_shape("targets", t, "probabilities", p)
+    t = call.same_shape("targets", call.real("targets", targets), "probabilities", p)
     primitive = BinaryLogLoss(number("eps", eps, 0, 0.5))
-    reduce = Reduction(call, p.shape, weights, where, reduction, denominator)
+    reduce = Reduction(call, p, weights, where, reduction, denominator)
 
     def prepare(p: Array, t: Array) -> tuple[Array, Array]:
         return call.unit_interval("probabilities", reduce.clean(p)), call.unit_interval("targets", reduce.clean(t))
@@ -143,7 +142,7 @@ def log_loss(
     (p,) = call.floating(probabilities=probabilities)
     axis = axis_of(axis, p, "probabilities")
     primitive = RowLogLoss(number("eps", eps, 0, 0.5))
-    reduce = Reduction(call, (*p.shape[:axis], *p.shape[axis + 1 :]), weights, where, reduction, denominator)
+    reduce = Reduction(call, p, weights, where, reduction, denominator, axis=axis)
     t, prepare_targets = class_targets(call, targets, p, axis, reduce, None, "probabilities")
     tolerance = max(1e-3, call.resolution("probabilities"))
 

@@ -16,7 +16,19 @@ import numpy as np
 from polyloss.backends import Array, Library
 from polyloss.dispatch import is_number_like, is_traced, known, library_of, plain_library
 
-__all__ = ["Call", "axis_of", "choice", "integer", "last_axis_to", "number", "same_shape", "to_last_axis"]
+__all__ = [
+    "Call",
+    "axis_of",
+    "choice",
+    "differ",
+    "integer",
+    "is_known",
+    "known_size",
+    "last_axis_to",
+    "number",
+    "to_last_axis",
+    "without",
+]
 
 FLOATS = ("float32", "float64", "float16", "bfloat16")
 
@@ -114,11 +126,17 @@ class Call:
             raise TypeError(f"{name} must be integer, boolean or real floating of 16 to 64 bits, got {x.dtype}")
         return x, kind in FLOATS
 
-    def labels(self, name: str, y: Array, shape: Sequence[int], axis: int, of: Array, of_name: str) -> None:
-        """Checks the shape of class indices: that of ``of`` (``of_name``), ``shape`` without the class ``axis``."""
-        if _differ(y.shape, shape):
+    def same_shape(self, name: str, x: Array, of_name: str, of: Array) -> Array:
+        """``x``, which must have the shape of ``of``."""
+        if differ(x.shape, of.shape):
+            raise ValueError(f"{name} must have the shape of {of_name}, {_shape(of.shape)}, got {_shape(x.shape)}")
+        return self.library.broadcast(x, of, None, (name, of_name)) if self.library.lazy else x
+
+    def labels(self, name: str, y: Array, shape: Sequence[int], axis: int, of: Array, of_name: str) -> Array:
+        """Class indices, which must have the shape of ``of`` (``of_name``), ``shape`` without the class ``axis``."""
+        if differ(y.shape, shape):
             hint = ""
-            if not _differ(y.shape, of.shape):
+            if not differ(y.shape, of.shape):
                 hint = (
                     f"; for a one-hot array pass its indices, xp.argmax({name}, axis={axis}), or floating probabilities"
                 )
@@ -126,6 +144,7 @@ class Call:
                 f"{name} are integer class indices and must have the shape of {of_name} without the class axis, "
                 f"{_shape(shape)}, got {_shape(y.shape)}{hint}"
             )
+        return self.library.broadcast(y, of, axis, (name, of_name)) if self.library.lazy else y
 
     def signed(self, y: Array) -> Array:
         """Class indices as signed integers."""
@@ -137,31 +156,31 @@ class Call:
 
     # Shapes.
 
-    def leading(self, name: str, x: Array, shape: tuple[int, ...]) -> Array:
-        """``x`` broadcast to the loss's shape: axis by axis, or with fewer axes from the left, never from the right."""
-        given = tuple(x.shape)
-        aligned = given + (1,) * (len(shape) - len(given)) if given else ()
-        if given and (len(given) > len(shape) or any(a not in (1, b) for a, b in zip(given, shape))):
+    def leading(self, name: str, x: Array, of: Array, axis: int | None = None) -> Array:
+        """``x`` broadcast to the loss's shape, that of ``of`` without ``axis``.
+
+        Axis by axis, or with fewer axes from the left, never from the right.
+        """
+        given, shape = tuple(x.shape), without(of.shape, axis)
+        if given and (len(given) > len(shape) or any(not _broadcasts(a, b) for a, b in zip(given, shape))):
             raise ValueError(
                 f"{name} must be 0-d, or have the loss's shape {_shape(shape)} (size 1 broadcasts), "
                 f"or that of its leading axes, got {_shape(given)}"
             )
-        return self._broadcast(x if aligned == given else self.xp.reshape(x, aligned), shape)
+        aligned = x[(..., *(None,) * (len(shape) - len(given)))] if given and len(given) < len(shape) else x
+        return self.library.broadcast(aligned, of, axis, (name, "the loss"))
 
-    def trailing(self, name: str, x: Array, shape: tuple[int, ...], of: str) -> Array:
-        """``x`` broadcast from the right to ``shape``, which it must not enlarge."""
-        given = tuple(x.shape)
-        if len(given) > len(shape) or any(a not in (1, b) for a, b in zip(given[::-1], shape[::-1])):
-            raise ValueError(f"{name} must broadcast to the shape of {of}, {_shape(shape)}, got {_shape(given)}")
-        return self._broadcast(x, shape)
+    def trailing(self, name: str, x: Array, of: Array, of_name: str) -> Array:
+        """``x`` broadcast from the right to the shape of ``of``, which it must not enlarge."""
+        given, shape = tuple(x.shape), tuple(of.shape)
+        if len(given) > len(shape) or any(not _broadcasts(a, b) for a, b in zip(given[::-1], shape[::-1])):
+            raise ValueError(f"{name} must broadcast to the shape of {of_name}, {_shape(shape)}, got {_shape(given)}")
+        return self.library.broadcast(x, of, None, (name, of_name))
 
     def per_class(self, name: str, x: Array, classes: int) -> None:
         """Checks that there is one number per class."""
-        if _differ(x.shape, (classes,)):
+        if tuple(x.shape) != (classes,):
             raise ValueError(f"{name} must have shape {_shape((classes,))}, one per class, got {_shape(x.shape)}")
-
-    def _broadcast(self, x: Array, shape: tuple[int, ...]) -> Array:
-        return x if tuple(x.shape) == shape else self.xp.broadcast_to(x, shape)
 
     # Values.
 
@@ -281,11 +300,6 @@ def _common_library(arguments: dict[str, Any]) -> tuple[Library, Any]:
                 ) from None
         if reason := library.refuse(value):
             raise TypeError(f"{name} is {reason}")
-        if library.lazy and any(n is None or n != n for n in value.shape):
-            raise ValueError(
-                f"{name} has a size that is not known yet, {tuple(value.shape)}; have it computed first "
-                "(in Dask by compute_chunk_sizes())"
-            )
         if library not in found:
             found[library] = name
     if not found:
@@ -384,13 +398,39 @@ def _shape(shape: Sequence[int]) -> str:
     return str(tuple(shape))
 
 
-def _differ(one: Sequence[Any], two: Sequence[Any]) -> bool:
-    return tuple(one) != tuple(two)
+def without(shape: Sequence[int], axis: int | None) -> tuple[int, ...]:
+    """A shape without that axis."""
+    return tuple(shape) if axis is None else (*shape[:axis], *shape[axis + 1 :])
 
 
-def same_shape(name: str, x: Array, of_name: str, of: Array) -> None:
-    if _differ(x.shape, of.shape):
-        raise ValueError(f"{name} must have the shape of {of_name}, {_shape(of.shape)}, got {_shape(x.shape)}")
+def differ(one: Sequence[Any], two: Sequence[Any]) -> bool:
+    """Whether two shapes differ, as far as their sizes are known."""
+    return (
+        one is not two
+        and tuple(one) != tuple(two)
+        and (len(one) != len(two) or any(a != b and is_known((a, b)) for a, b in zip(one, two)))
+    )
+
+
+def _broadcasts(one: Any, two: Any) -> bool:
+    """Whether a size broadcasts to another, as far as they are known."""
+    return one in (1, two) or not is_known((one, two))
+
+
+def is_known(shape: Sequence[Any]) -> bool:
+    """Whether no size in the shape is still to be computed."""
+    return all(n == n and n is not None for n in shape)
+
+
+def known_size(name: str, x: Array, axis: int) -> Any:
+    """The size of an axis that the result depends on."""
+    size = x.shape[axis]
+    if size is None or size != size:
+        raise ValueError(
+            f"{name} has a size that is not known yet, {_shape(x.shape)}, and that of axis {axis % x.ndim} is needed; "
+            "have it computed first (in Dask by compute_chunk_sizes())"
+        )
+    return size
 
 
 def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf, *, above: bool = False) -> float:
@@ -430,7 +470,7 @@ def axis_of(axis: Any, x: Array, name: str, fewest: int = 1) -> int:
     axis, ndim = integer("axis", axis), x.ndim
     if not -ndim <= axis < ndim:
         raise ValueError(f"axis must be in [{-ndim}, {ndim}) for {name} of shape {_shape(x.shape)}, got {axis}")
-    if x.shape[axis] < fewest:
+    if known_size(name, x, axis) < fewest:
         raise ValueError(f"{name} must have at least one class along axis {axis}, got shape {_shape(x.shape)}")
     return int(axis % ndim)
 

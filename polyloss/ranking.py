@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from polyloss.backends import Array, Gradients, Library, Residuals, Wanted
 from polyloss.gradients import differentiable
-from polyloss.inputs import Call, number
+from polyloss.inputs import Call, differ, number
 from polyloss.primitives import Formula, SoftplusCrossEntropy
 from polyloss.reduction import Loss, Reduction
 
@@ -75,7 +75,7 @@ def pairwise_hinge(
     )
     hinge = Hinge(number("margin", margin))
     pairs = _Pairs(call, positive_scores, negative_scores)
-    reduce = Reduction(call, pairs.shape, weights, where, reduction, denominator)
+    reduce = Reduction(call, pairs.negative, weights, where, reduction, denominator)
     return reduce.of(reduce.apply(hinge, pairs.lead(reduce)), pairs.pull)
 
 
@@ -136,7 +136,7 @@ def bpr(
         denominator=denominator,
     )
     pairs = _Pairs(call, positive_scores, negative_scores)
-    reduce = Reduction(call, pairs.shape, weights, where, reduction, denominator)
+    reduce = Reduction(call, pairs.negative, weights, where, reduction, denominator)
     return reduce.of(reduce.apply(SoftplusCrossEntropy(), pairs.lead(reduce)), pairs.pull)
 
 
@@ -148,20 +148,19 @@ class _Pairs:
         positive, negative = call.floating(positive_scores=positive_scores, negative_scores=negative_scores)
         self.many = negative.ndim == positive.ndim + 1
         expected = tuple(positive.shape)
-        if tuple(negative.shape[: positive.ndim]) != expected or negative.ndim > positive.ndim + 1:
+        if differ(negative.shape[: positive.ndim], expected) or negative.ndim > positive.ndim + 1:
             raise ValueError(
                 f"negative_scores must have the shape of positive_scores, {expected}, or one more trailing axis, "
                 f"got {tuple(negative.shape)}"
             )
-        self.positive = call.xp.expand_dims(positive, axis=-1) if self.many else positive
+        positive = call.xp.expand_dims(positive, axis=-1) if self.many else positive
+        self.positive = call.library.broadcast(positive, negative, None, ("positive_scores", "negative_scores"))
         self.negative = negative
-        self.shape = tuple(negative.shape)
 
     def lead(self, reduce: Reduction) -> Array:
         """By how much the positive leads, 0 for a masked pair."""
-        positive = self.call.xp.broadcast_to(self.positive, self.shape) if self.many else self.positive
         with self.call.scope():
-            return reduce.clean(positive) - reduce.clean(self.negative)
+            return reduce.clean(self.positive) - reduce.clean(self.negative)
 
     def pull(self, gradient: Array, *_: None) -> dict[str, Array | None]:
         return {

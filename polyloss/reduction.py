@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from polyloss.application import Application, Linear, as_they_are
 from polyloss.backends import Array, Gradients, Wanted
-from polyloss.inputs import Call, choice
+from polyloss.inputs import Call, choice, is_known, without
 
 __all__ = ["Items", "Loss", "Reduction"]
 
@@ -40,17 +40,28 @@ class Reduction:
 
     It is linear in the items, with coefficients ``w / denominator`` that are known before any item is. So the cotangent
     of the items is known too, and value and gradient can be had in one pass.
+
+    The items are the elements of ``like``, or its rows along ``axis``.
     """
 
     def __init__(
-        self, call: Call, shape: tuple[int, ...], weights: Any, where: Any, reduction: str, denominator: Any
+        self,
+        call: Call,
+        like: Array,
+        weights: Any,
+        where: Any,
+        reduction: str,
+        denominator: Any,
+        *,
+        axis: int | None = None,
     ) -> None:
-        self.call, self.shape = call, tuple(shape)
+        self.call, self.like, self.axis = call, like, axis
+        self.shape = without(like.shape, axis)
         self.kind = choice("reduction", reduction, REDUCTIONS)
         if denominator is not None and self.kind != "mean":
             raise ValueError(f"denominator is for reduction='mean' alone, got reduction={reduction!r}")
-        self.keep = None if where is None else call.leading("where", call.boolean("where", where), self.shape)
-        self.weights = None if weights is None else call.leading("weights", call.real("weights", weights), self.shape)
+        self.keep = None if where is None else call.leading("where", call.boolean("where", where), like, axis)
+        self.weights = None if weights is None else call.leading("weights", call.real("weights", weights), like, axis)
         self.denominator: Array | int | None = None if denominator is None else self._scalar(denominator)
         self.mass: Callable[[], Array] | None = None
         self.mass_pull: Callable[[Array], dict[str, Array | None]] | None = None
@@ -60,6 +71,10 @@ class Reduction:
         if d.ndim:
             raise ValueError(f"denominator must be a number or a 0-d array, got shape {tuple(d.shape)}")
         return d
+
+    def each(self, x: Array, name: str = "") -> Array:
+        """``x`` (the argument ``name``) for every item."""
+        return self.call.library.broadcast(x, self.like, self.axis, (name, "the loss"))
 
     def mask(self, keep: Array) -> None:
         """Masks further items, as ``where`` does."""
@@ -156,8 +171,7 @@ class Reduction:
             d = self._divisor()
             d = self.call.full((), float(d)) if isinstance(d, int) else d
             w = xp.where(d != 0, w / xp.where(d != 0, d, one), xp.zeros_like(w))
-        w = xp.broadcast_to(w, self.shape)
-        return self.clean(w)
+        return self.clean(self.each(w))
 
     def mass_gradients(self, value: Array) -> dict[str, Array | None]:
         """The gradients by way of the denominator."""
@@ -179,11 +193,18 @@ class Reduction:
             mass = self.mass()
             w = mass if w is None else w * mass
         if w is None and self.keep is None:
-            return math.prod(self.shape)
+            return self._count()
         if w is None:
-            w = self.call.xp.broadcast_to(self.call.full((), 1.0), self.shape)
+            w = self.each(self.call.full((), 1.0))
         with self.call.scope():
             return self.call.library.total(self.clean(w))
+
+    def _count(self) -> Array | int:
+        """How many items there are."""
+        if not self.call.library.lazy or is_known(self.shape):
+            return math.prod(self.shape)
+        one = self.call.xp.astype(self.call.full((), 1.0), self.call.library.index_dtype())
+        return self.call.cast(self.call.library.total(self.each(one)))
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from polyloss.application import Application, Linear
 from polyloss.backends import Array, Gradients, Wanted
 from polyloss.dispatch import is_number_like
 from polyloss.gradients import differentiable
-from polyloss.inputs import Call, choice, number, same_shape
+from polyloss.inputs import Call, choice, differ, known_size, number
 from polyloss.primitives import LseCrossEntropy
 from polyloss.reduction import Loss, Reduction
 from polyloss.vectors import has_features, unit
@@ -108,11 +108,12 @@ def info_nce(
     embeddings = {"queries": queries, "positives": positives} | ({} if negatives is None else {"negatives": negatives})
     q, p, *explicit = call.floating(**embeddings)
     n = explicit[0] if explicit else None
-    in_batch = _layout(q, p, n, in_batch, symmetric)
+    q, p = _alike(call, q, p, n)
+    in_batch = _layout(q, n, in_batch, symmetric)
     single = q.ndim == 1
     if q.shape[0] == 0:  # no rows, and so no others: each would have its own positive alone
         in_batch = symmetric = False
-    reduce = Reduction(call, q.shape[:-1], weights, where, reduction, denominator)
+    reduce = Reduction(call, q, weights, where, reduction, denominator, axis=q.ndim - 1)
     with call.scope():
         q, p = reduce.clean(q, rows=True), reduce.clean(p, rows=True)
         if single:
@@ -122,7 +123,7 @@ def info_nce(
         similarities, to_embeddings = _similarities(call, q, p, n, in_batch, similarity)
         t = _temperature(call, temperature)
         scores = call.library.divided(similarities, t)
-        labels, mask = _candidates(call, scores, q.shape[0], in_batch, candidate_mask, reduce)
+        labels, mask = _candidates(call, scores, in_batch, candidate_mask, reduce)
     items: Any
     if symmetric:
         turned = None if mask is None else xp.matrix_transpose(mask)
@@ -141,24 +142,32 @@ def info_nce(
     return reduce.of(items, pull)
 
 
-def _layout(q: Array, p: Array, n: Array | None, in_batch: bool | None, symmetric: bool) -> bool:
-    """Checks the shapes of the embeddings and says whether other rows' positives are candidates."""
+def _alike(call: Call, q: Array, p: Array, n: Array | None) -> tuple[Array, Array]:
+    """Queries and positives; the shapes of all embeddings must agree."""
     if q.ndim not in (1, 2):
         raise ValueError(f"queries must have shape [N, D], or [D] for one query, got {tuple(q.shape)}")
-    same_shape("positives", p, "queries", q)
+    p = call.same_shape("positives", p, "queries", q)
     has_features("queries", q)
-    count, d = (1 if q.ndim == 1 else q.shape[0]), q.shape[-1]
-    own = q.ndim == 2 and n is not None and n.ndim == 3
-    if n is not None and (n.ndim != 2 + own or n.shape[-1] != d or (own and n.shape[0] != count)):
-        each = "" if q.ndim == 1 else f" or ({count}, M, {d}) for each query its own"
+    if n is None:
+        return q, p
+    *count, d = q.shape
+    own = bool(count) and n.ndim == 3
+    if n.ndim != 2 + own or differ((*n.shape[:-2], n.shape[-1]), (*count, d) if own else (d,)):
+        each = f" or ({count[0]}, M, {d}) for each query its own" if count else ""
         raise ValueError(f"negatives must have shape (M, {d}){each}, got {tuple(n.shape)}")
+    return call.library.broadcast(q, n, 1, ("queries", "negatives")) if own else q, p
+
+
+def _layout(q: Array, n: Array | None, in_batch: bool | None, symmetric: bool) -> bool:
+    """Whether other rows' positives are candidates. What says how many there are must be known."""
     for name, flag in (("symmetric", symmetric), ("in_batch", in_batch)):
         if not isinstance(flag, bool) and not (name == "in_batch" and flag is None):
             raise TypeError(f"{name} must be True or False, got {flag!r}")
     in_batch = n is None if in_batch is None else in_batch
     if symmetric and (n is not None or not in_batch):
         raise ValueError("symmetric=True takes in-batch candidates alone: no negatives, and in_batch not False")
-    candidates = (count if in_batch else 1) + (0 if n is None else n.shape[-2])
+    count = known_size("queries", q, 0) if in_batch and q.ndim == 2 else 1
+    candidates = count + (0 if n is None else known_size("negatives", n, n.ndim - 2))
     if candidates == 1:
         raise ValueError(
             "the only candidate of a query is its positive, so the loss is constant: "
@@ -238,16 +247,17 @@ def _temperature(call: Call, temperature: Any) -> Any:
 
 
 def _candidates(
-    call: Call, scores: Array, count: int, in_batch: bool, candidate_mask: Array | None, reduce: Reduction
+    call: Call, scores: Array, in_batch: bool, candidate_mask: Array | None, reduce: Reduction
 ) -> tuple[Array, Array | None]:
     """The column of each query's positive, and which candidates are kept [N, C] (None: all)."""
     xp, library = call.xp, call.library
-    own = library.positions(scores[:, :count] if in_batch else scores[:, :1])
-    labels = own if in_batch else xp.broadcast_to(own, (count,))
+    count = scores.shape[0] if in_batch else 1
+    own = library.positions(scores[:, :count])
+    labels = own if in_batch else library.broadcast(own, scores, 1)
     column = library.positions(scores)
     mask = None
     if candidate_mask is not None:
-        mask = call.trailing("candidate_mask", call.boolean("candidate_mask", candidate_mask), scores.shape, "[N, C]")
+        mask = call.trailing("candidate_mask", call.boolean("candidate_mask", candidate_mask), scores, "[N, C]")
     if in_batch and reduce.keep is not None and reduce.keep.ndim:
         # A masked row's positive is no candidate of the others, as if the row were not there.
         others = xp.ones_like(column, dtype=xp.bool)

@@ -293,10 +293,10 @@ def logsumexp(x: Array, *, axis: int = -1, keepdims: bool = False, where: Array 
 def _logits(call: Call, x: Array, axis: int, where: Array | None, fewest: int = 1) -> tuple[Array, int]:
     """The rows on the last axis, -inf where nothing is kept, and the axis where they were."""
     (v,) = call.as_given(x=x)
-    axis, shape = axis_of(axis, v, "x", fewest), tuple(v.shape)
+    axis, given = axis_of(axis, v, "x", fewest), v
     v = to_last_axis(call, v, axis)
     if where is not None:
-        keep = call.trailing("where", call.boolean("where", where), shape, "x")
+        keep = call.trailing("where", call.boolean("where", where), given, "x")
         v = call.xp.where(to_last_axis(call, keep, axis), v, call.xp.full_like(v, -math.inf))
     return v, axis
 

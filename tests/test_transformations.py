@@ -272,7 +272,6 @@ def test_a_large_count_is_a_number_and_not_an_index(library: str) -> None:
 
 def test_a_dask_task_carries_no_data() -> None:
     da = pytest.importorskip("dask.array")
-    cloudpickle = pytest.importorskip("cloudpickle")
     from polyloss.backends import dask as own
 
     x, y = da.zeros((1000, 50), chunks=(100, 50)), da.zeros(1000, chunks=100, dtype=int)
@@ -283,8 +282,8 @@ def test_a_dask_task_carries_no_data() -> None:
             own.da, "blockwise", lambda task, *rest, **kw: (seen.append(task), original(task, *rest, **kw))[1]
         )
         polyloss.value_and_grad(polyloss.softmax_cross_entropy)(x, y)
-    assert len(seen) == 2
-    assert all(len(cloudpickle.dumps(task)) < 20_000 for task in seen)
+    assert seen
+    assert all(len(pickle.dumps(task)) < 500 for task in seen)
 
 
 def test_what_dask_cannot_take_is_an_error() -> None:
@@ -292,6 +291,6 @@ def test_what_dask_cannot_take_is_an_error() -> None:
     masked = da.ma.masked_array([1.0, 2.0, 100.0], mask=[0, 0, 1])
     with pytest.raises(TypeError, match=r"logits is a numpy\.ma array"):
         polyloss.sigmoid_cross_entropy(masked, da.ones(3))
-    x = da.from_array(np.arange(6.0))
-    with pytest.raises(ValueError, match=r"logits has a size that is not known yet.*compute_chunk_sizes"):
-        polyloss.sigmoid_cross_entropy(x[x > 2], x[x > 2] * 0)
+    x = da.from_array(np.arange(6.0))[:, None]
+    with pytest.raises(ValueError, match=r"queries has a size that is not known yet.*compute_chunk_sizes"):
+        polyloss.info_nce(x[x[:, 0] > 2], x[x[:, 0] > 2])

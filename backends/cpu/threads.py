@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 
+from polyloss import dispatch
 from polyloss.backends.cpu.compiled import Kernel, Progress
 
 __all__ = ["limit", "run"]
@@ -28,7 +29,12 @@ _finalizing = sys.is_finalizing  # held here: the names of a module may go befor
 
 
 def limit() -> int:
-    """How many threads one call may use: NUMBA_NUM_THREADS, and no more than the processors this process may run on."""
+    """How many threads one call may use: NUMBA_NUM_THREADS, and no more than the processors this process may run on.
+
+    One, where `dispatch.shared` says that the processors are taken.
+    """
+    if dispatch.shares():
+        return 1
     try:
         most = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS, Windows
