@@ -141,6 +141,8 @@ class Replays(dict[tuple[Any, ...], Replay | Whole | None]):
             return None
         if not (reduction.denominator is None or isinstance(reduction.denominator, int)):
             return None
+        if like.divisor != reduction.linear()[1]:  # the kernel of the reduced loss was not available: that of the items
+            return None
         at = {id(x): i for i, x in enumerate(args)}
         if not all(x is None or id(x) in at for x in like.arrays):
             return None

@@ -77,7 +77,9 @@ def test_one_run_reports_every_contestant_and_outputs_agree(tmp_path: Path, caps
     for contestant in contestants.CONTESTANTS:
         assert f"| {contestant.name}" in printed
         assert contestant.name in shown
-    assert re.search(r"^\| softmax CE 8 x 10 \| NumPy \| 1\.2 \| [\d.]+ \| (yes|no) \|$", printed, re.M)
+    assert re.search(
+        r"^\| softmax CE 8 x 10 \| polyloss, NumPy \| NumPy \| 1\.2 \| [\d.]+ \| (yes|no) \|$", printed, re.M
+    )
 
 
 @pytest.mark.parametrize("workload", SMALL, ids=names)

@@ -194,3 +194,26 @@ def test_a_gradient_by_a_small_ones_product_keeps_sixteen_bits(replayed: list[An
         (2.0**15 * polyloss.softmax_cross_entropy(x, torch.zeros(100, dtype=torch.int64))).backward()
         exact = 2.0**15 / 100 * np.exp(-15) / (1 + np.exp(-12) + np.exp(-15))
         np.testing.assert_allclose(x.grad[0, 2].item(), exact, rtol=1e-3)
+
+
+def test_a_kernel_that_was_not_available_once_is_not_replayed_as_another(
+    replayed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The items then came from a kernel after all, and the reduction from elsewhere."""
+    from polyloss.backends import Unavailable
+    from polyloss.backends.cpu.lse import Lse
+
+    real, calls = Lse.value, []
+
+    def value(self: Any, work: Any, **options: Any) -> Any:
+        calls.append(work.divisor)
+        if len(calls) == 1:
+            raise Unavailable("once")
+        return real(self, work, **options)
+
+    monkeypatch.setattr(Lse, "value", value)
+    first = polyloss.softmax_cross_entropy(X, Y)
+    assert calls == [6, None]
+    second = polyloss.softmax_cross_entropy(X, Y)
+    assert np.ndim(second) == 0
+    np.testing.assert_allclose(second, first, rtol=1e-6)
