@@ -53,6 +53,7 @@ class Dask(Library):
 
     def broadcast(self, x: Array, like: Array, axis: int | None = None, names: tuple[str, str] = ("", "")) -> Array:
         like = like if axis is None else like[(*(slice(None),) * axis, 0)]
+        x = x.rechunk(-1) if x.ndim < like.ndim else x  # what is repeated is small, and one block is repeated as a view
         if all(n == n for n in x.shape + like.shape):
             own = dict(zip(range(like.ndim - x.ndim, like.ndim), x.chunks))
             chunks = tuple(c if own.get(i, (1,)) == (1,) else own[i] for i, c in enumerate(like.chunks))
@@ -62,8 +63,9 @@ class Dask(Library):
     def sum(self, x: Array) -> Array:
         return da.sum(x, axis=-1)
 
-    def total(self, x: Array) -> Array:
-        return da.sum(x)  # a reshape would rechunk
+    def total(self, x: Array) -> Array:  # without a reshape, which would rechunk
+        wide = np.float64 if x.dtype == np.float32 else x.dtype  # as kernels do
+        return da.sum(x, dtype=wide).astype(x.dtype)
 
     def apply(self, primitive: Primitive, *arrays: Array | None) -> Array:
         return _lazily(primitive, _items, arrays)
@@ -81,31 +83,35 @@ class Dask(Library):
 
 
 def _block_by_block(x: Array, like: Array, names: tuple[str, str]) -> Array:
-    """``x`` with the shape of ``like``, where a size is unknown: their blocks must correspond."""
+    """``x`` with the shape of ``like``, where a size of either is unknown: there their blocks must correspond."""
     axes = tuple(range(like.ndim))
     own = axes[like.ndim - x.ndim :]
-    one = tuple(x.shape[i] == 1 for i in range(x.ndim))
+    repeated = frozenset(j for i, j in enumerate(own) if x.shape[i] == 1)
+    same = {j: x.chunks[i] for i, j in enumerate(own) if j not in repeated and x.shape[i] == like.shape[j]}
     for i, j in enumerate(own):
-        if one[i] or x.chunks[i] == like.chunks[j]:
-            continue
-        if x.shape[i] == x.shape[i] and like.shape[j] == like.shape[j]:
-            x = x.rechunk({i: like.chunks[j]})
-        elif x.numblocks[i] != like.numblocks[j]:
+        if j not in repeated and j not in same and x.numblocks[i] != like.numblocks[j]:
             raise ValueError(
                 f"{names[0]} must have as many blocks as {names[1]}, {like.numblocks[j]} along axis {j}, while their "
                 f"sizes are not known yet, got {x.numblocks[i]}; have them computed first by compute_chunk_sizes()"
             )
-    task = functools.partial(_block_like, names=names, one=one)
-    # The blocks of ``like`` come first: the result has their sizes, as far as they are known.
-    return da.blockwise(task, axes, like, axes, x, own, dtype=x.dtype, meta=_meta(x.dtype, axes), align_arrays=False)
+    # Only the sizes of ``like`` are asked for, and none where they are known to be those of ``x``.
+    like = like[tuple(slice(1) if j in same else slice(None) for j in axes)]
+    task = functools.partial(_block_like, names=names, repeated=repeated, same=frozenset(same))
+    meta = _meta(x.dtype, axes)
+    return da.blockwise(
+        task, axes, like, axes, x, own, dtype=x.dtype, meta=meta, align_arrays=False, adjust_chunks=same
+    )
 
 
-def _block_like(like: Array, x: Array, *, names: tuple[str, str], one: tuple[bool, ...]) -> Array:
-    """A block ``x`` with the shape of that of ``like``: of other size only where its whole array has size ``one``."""
-    shape = like.shape[like.ndim - x.ndim :]
-    if any(a != b and not may for a, b, may in zip(x.shape, shape, one)):
-        raise ValueError(f"{names[0]} has a block of shape {x.shape} where that of {names[1]} has {like.shape}")
-    return dispatch.library_of(x).broadcast(x, like)
+def _block_like(
+    like: Array, x: Array, *, names: tuple[str, str], repeated: frozenset[int], same: frozenset[int]
+) -> Array:
+    """A block of x with the shape of that of ``like``, but for the axes that are the ``same`` already."""
+    first = like.ndim - x.ndim
+    shape = tuple(x.shape[j - first] if j in same else n for j, n in enumerate(like.shape))
+    if any(x.shape[j - first] != shape[j] for j in range(first, like.ndim) if j not in repeated):
+        raise ValueError(f"{names[0]} has a block of shape {x.shape} where that of {names[1]} has {shape}")
+    return dispatch.library_of(x).xp.broadcast_to(x, shape)
 
 
 def _meta(dtype: Any, axes: tuple[int, ...]) -> np.ndarray:

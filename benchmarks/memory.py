@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.contestants import CONTESTANTS, Contestant, Run
 from benchmarks.workloads import WORKLOADS, Workload
 
-__all__ = ["LEAST", "MemoryUnknown", "peak"]
+__all__ = ["LEAST", "MemoryUnknown", "highest", "peak"]
 
 LEAST = 2_000_000
 """Bytes of logits below which nothing is measured: the kernel counts pages in batches of some 100 kB."""
@@ -52,14 +52,14 @@ def peak(contestant: Contestant, workload: Workload, threads: int) -> int:
 
 def _peak_of(run: Run) -> int:
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    before = _highest()
+    before = highest()
     result = run()
-    after = _highest()
+    after = highest()
     del result
     return after - before
 
 
-def _highest() -> int:
+def highest() -> int:
     """The highest resident memory since it was last forgotten, in bytes."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith("VmHWM:"):

@@ -192,19 +192,12 @@ class Reduction:
         if self.mass is not None:
             mass = self.mass()
             w = mass if w is None else w * mass
-        if w is None and self.keep is None:
-            return self._count()
+        if w is None and self.keep is None and (not self.call.library.lazy or is_known(self.shape)):
+            return math.prod(self.shape)
         if w is None:
             w = self.each(self.call.full((), 1.0))
         with self.call.scope():
             return self.call.library.total(self.clean(w))
-
-    def _count(self) -> Array | int:
-        """How many items there are."""
-        if not self.call.library.lazy or is_known(self.shape):
-            return math.prod(self.shape)
-        one = self.call.xp.astype(self.call.full((), 1.0), self.call.library.index_dtype())
-        return self.call.cast(self.call.library.total(self.each(one)))
 
 
 @dataclass(slots=True)

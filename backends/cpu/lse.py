@@ -55,7 +55,7 @@ class Lse:
         else:
             fits = target_kind in FLOATS and targets.shape == shape
         if c is not None:
-            fits = fits and stored(c) in FLOATS and c.shape == shape[axis : axis + 1]
+            fits = fits and stored(c) in FLOATS and (c.shape == shape[axis : axis + 1] or _repeated(work, c))
         if mask is not None:
             fits = fits and stored(mask) == "bool"
         work.stored = kind, target_kind
@@ -94,7 +94,7 @@ class Lse:
         elif target_kind not in ("int32", "int64"):
             y, target_kind = library.xp.astype(y, library.xp.int64), "int64"
         y = y if library.is_contiguous(y) else library.contiguous(y)
-        c = c if c is None else operand(work, c, (plan.classes,), work.dtype)
+        c = c if c is None else operand(work, c[(0,) * (c.ndim - 1)], (plan.classes,), work.dtype)
         w = work.weights if work.weights is None else operand(work, work.weights, items, work.dtype)
         keep = work.keep if work.keep is None else operand(work, work.keep, items)
         mask, mask_step = (None, 0) if mask is None else _class_mask(work, mask, items, plan.classes)
@@ -165,6 +165,14 @@ def _classes_last(library: Library, x: Array, axis: int) -> Array:
 def _classes_back(library: Library, x: Array, axis: int) -> Array:
     last = x.ndim - 1
     return library.xp.permute_dims(x, (*range(axis), last, *range(axis, last)))
+
+
+def _repeated(work: Work, c: Array) -> bool:
+    """Whether class weights in the shape of the predictions, as the formula takes them, are one row for all."""
+    x = work.arrays[0]
+    if c.shape != x.shape or work.axis != x.ndim - 1 or 0 in c.shape:
+        return False
+    return not any(step for n, step in zip(c.shape[:-1], work.library.strides(c)) if n > 1)
 
 
 def _class_mask(work: Work, mask: Array, items: tuple[int, ...], classes: int) -> tuple[Array, int]:
