@@ -405,10 +405,8 @@ def without(shape: Sequence[int], axis: int | None) -> tuple[int, ...]:
 
 def differ(one: Sequence[Any], two: Sequence[Any]) -> bool:
     """Whether two shapes differ, as far as their sizes are known."""
-    return (
-        one is not two
-        and tuple(one) != tuple(two)
-        and (len(one) != len(two) or any(a != b and is_known((a, b)) for a, b in zip(one, two)))
+    return tuple(one) != tuple(two) and (
+        len(one) != len(two) or any(a != b and is_known((a, b)) for a, b in zip(one, two))
     )
 
 
