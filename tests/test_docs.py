@@ -36,11 +36,11 @@ def test_a_public_docstring_is_complete(name: str) -> None:
     assert not re.search(r"\{[a-z]+\}", text), "a placeholder is left"
 
 
-@pytest.mark.parametrize("path", ["README.md"])
+@pytest.mark.parametrize("path", ["README.md", "docs/dask.md"])
 def test_the_code_in_the_documents_runs(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of one document run in order, in one namespace, as a reader would run them; output is compared."""
-    pytest.importorskip("torch")
-    pytest.importorskip("jax")
+    for library in ("torch", "jax", "dask"):
+        pytest.importorskip(library)
     text = (ROOT / path).read_text(encoding="utf-8")
     names: dict[str, object] = {"__name__": path}
     blocks = re.findall(r"```(python|pycon)\n(.*?)```", text, re.S)
