@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(ROOT)  # benchmarks/ is not installed
-    from benchmarks import contestants, memory, options, plot, report, results, timing, workloads
+    from benchmarks import contestants, memory, options, out_of_core, plot, report, results, timing, workloads
     from benchmarks.__main__ import main
     from benchmarks.reference import reference
     from benchmarks.workloads import Workload
@@ -225,3 +225,22 @@ def test_a_pattern_that_matches_nothing_lists_the_workloads(capsys: pytest.Captu
 def test_a_figure_has_three_digits(number: float, shown: str) -> None:
     assert report.figure(number) == shown
     assert report.figure(float("nan")) == "-"
+
+
+def test_a_loss_from_disk_is_computed_by_every_contestant(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("dask.array")
+    assert out_of_core.main(["--quick", "--rows", "25000"]) == 0
+    shown = capsys.readouterr().out
+    assert "25,000 x 10" in shown
+    for contestant in out_of_core.CONTESTANTS:
+        assert len(re.findall(rf"^value.* {re.escape(contestant)} .* agree", shown, re.M)) == 2
+
+
+def test_a_contestant_that_disagrees_about_a_loss_from_disk_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
+    turn = {"seconds": 1.0, "results": [2.0, 3.0], "memory": None}
+    wrong = turn | {"results": [2.0, 3.1]}
+    found = {
+        ("value and gradient", name): [turn if name == "polyloss" else wrong] for name in ("polyloss", "dask.array")
+    }
+    assert out_of_core._report(found, 10, 5, 2) == 1
+    assert "WRONG: [2.0, 3.1]" in capsys.readouterr().out

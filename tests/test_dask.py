@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -196,6 +197,33 @@ def test_a_sum_is_accumulated_in_double_precision() -> None:
         n * float(np.log(np.float32(2)))
     )
     np.testing.assert_array_max_ulp(polyloss.sigmoid_cross_entropy(x, x).compute(), np.log(np.float32(2)), 1)
+
+
+@pytest.mark.parametrize("options", [{}, {"ignore_index": 0, "reduction": "sum"}, {"weights": True}])
+def test_few_blocks_are_held_at_once(options: dict[str, Any]) -> None:
+    alive, most = 0, 0
+
+    def gone() -> None:
+        nonlocal alive
+        alive -= 1
+
+    def read(block_info: Any = None) -> np.ndarray:
+        nonlocal alive, most
+        x = np.ones((5, 4), np.float32)
+        weakref.finalize(x, gone)
+        alive += 1
+        most = max(alive, most)
+        return x
+
+    blocks = 40
+    x = da.map_blocks(read, chunks=((5,) * blocks, (4,)), dtype=np.float32, meta=np.empty((0, 0), np.float32))
+    y = da.ones(5 * blocks, chunks=5, dtype=int)
+    if "weights" in options:
+        options = {"weights": da.ones(5 * blocks, chunks=5)}
+    value, gradient = polyloss.value_and_grad(polyloss.softmax_cross_entropy)(x, y, **options)
+    dask.compute(value, (gradient * gradient).sum())
+    assert alive == 0
+    assert most <= 3
 
 
 X = da.from_array(np.random.default_rng(0).standard_normal((N, 4)), chunks=(4, 2))

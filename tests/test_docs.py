@@ -45,7 +45,7 @@ def test_a_public_docstring_is_complete(name: str) -> None:
 @pytest.mark.parametrize("path", [path for path, text in DOCUMENTS.items() if BLOCKS.search(text)])
 def test_the_code_in_the_documents_runs(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of one document run in order, in one namespace, as a reader would run them; output is compared."""
-    torch, *_ = (pytest.importorskip(library) for library in ("torch", "jax", "optax"))
+    torch, *_ = (pytest.importorskip(library) for library in ("torch", "jax", "optax", "dask"))
     module = ModuleType("document")  # what pickle and Dynamo look up by name, as in a reader's session
     monkeypatch.setitem(sys.modules, module.__name__, module)
     names = module.__dict__
