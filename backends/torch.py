@@ -51,7 +51,9 @@ class Torch(Library):
     def positions(self, x: Array) -> Array:
         if type(x) is torch.Tensor or type(x) is torch.nn.Parameter:
             return super().positions(x)
-        return x.new_ones(x.shape[-1:], dtype=torch.int64).cumsum(-1) - 1  # of the subclass, which may not mix with others
+        return (
+            x.new_ones(x.shape[-1:], dtype=torch.int64).cumsum(-1) - 1
+        )  # of the subclass, which may not mix with others
 
     def sum(self, x: Array) -> Array:
         # torch.sum over many elements gives other bits with other numbers of threads; halving does not. A compiler

@@ -1,4 +1,4 @@
-"""The losses under the frameworks' own transformations: the same numbers, first and second derivatives."""
+"""What the table of `test_interchange` cannot say of a loss under a framework's transformations."""
 
 from __future__ import annotations
 
@@ -6,62 +6,12 @@ import functools
 import pickle
 import subprocess
 import sys
-from typing import Any
 
 import numpy as np
 import pytest
 
 import polyloss
-from polyloss.conformance.losses import LOSSES, Row
 from polyloss.conformance.routes import from_numpy
-
-every_loss = pytest.mark.parametrize("name", LOSSES)
-
-
-def call_in(library: str, row: Row, dtype: str = "float64", n: int = 4) -> tuple[Any, Any]:
-    """The loss as a function of its first argument, with weights and a mask, and that argument."""
-    arguments = row.arguments(3, n, dtype)
-    options = {"weights": np.linspace(0.5, 2, n).astype(dtype), "where": np.arange(n) != 2}
-    given = {key: from_numpy(library, x) for key, x in (arguments | row.options | options).items()}
-    first = next(iter(arguments))
-    x = given.pop(first)
-    return (lambda x: row.loss(**{first: x}, **given)), x
-
-
-@every_loss
-def test_torch_gradients_of_gradients(name: str) -> None:
-    torch = pytest.importorskip("torch")
-    loss, x = call_in("torch", LOSSES[name])
-    x.requires_grad_()
-    assert torch.autograd.gradcheck(loss, (x,))
-    assert torch.autograd.gradgradcheck(loss, (x,))
-
-
-@every_loss
-def test_torch_func_agrees_with_autograd(name: str) -> None:
-    torch = pytest.importorskip("torch")
-    loss, x = call_in("torch", LOSSES[name])
-    expected = torch.autograd.functional.hessian(loss, x)
-    torch.testing.assert_close(torch.func.hessian(loss)(x), expected)
-    torch.testing.assert_close(torch.func.jacfwd(torch.func.jacfwd(loss))(x), expected)
-    tangent = torch.ones_like(x)
-    torch.testing.assert_close(torch.func.jvp(loss, (x,), (tangent,))[1], torch.func.grad(loss)(x).sum())
-    batched = torch.func.vmap(loss)(torch.stack([x, x]))
-    torch.testing.assert_close(batched, loss(x).expand(2))
-
-
-@every_loss
-def test_torch_compile_traces_the_loss_without_a_graph_break(name: str) -> None:
-    torch = pytest.importorskip("torch")
-    torch._dynamo.reset()
-    loss, x = call_in("torch", LOSSES[name])
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    one, two = x.clone().requires_grad_(), x.clone().requires_grad_()
-    value, expected = compiled(one), loss(two)
-    torch.testing.assert_close(value, expected)
-    value.backward()
-    expected.backward()
-    torch.testing.assert_close(one.grad, two.grad)
 
 
 def test_the_first_call_of_all_may_be_a_compiled_one() -> None:
@@ -103,55 +53,6 @@ for x, y in (
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
-def test_torch_autocast_lowers_nothing_inside_a_loss() -> None:
-    torch = pytest.importorskip("torch")
-    q, p = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)), torch.randn(6, 5)
-    expected = polyloss.info_nce(q, p)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert polyloss.info_nce(q, p) == expected
-        logits = torch.nn.functional.linear(q, p)
-        assert logits.dtype == torch.bfloat16
-        assert polyloss.softmax_cross_entropy(logits, torch.arange(6)).dtype == torch.float32
-
-
-def test_tensors_without_numbers_have_shapes() -> None:
-    """Meta and fake tensors: what a model is traced with before it has memory."""
-    torch = pytest.importorskip("torch")
-    x = torch.zeros(4, 3, device="meta")
-    assert polyloss.softmax_cross_entropy(x, torch.zeros(4, dtype=torch.int64, device="meta")).shape == ()
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with FakeTensorMode():
-        assert polyloss.bpr(torch.zeros(4), torch.zeros(4, 2), reduction="none").shape == (4, 2)
-
-
-@every_loss
-def test_jax_transformations_agree(name: str) -> None:
-    jax = pytest.importorskip("jax")
-    loss, x = call_in("jax", LOSSES[name], "float32")
-    expected, slope = jax.value_and_grad(loss)(x)
-    value, compiled = jax.jit(jax.value_and_grad(loss))(x)
-    close = {"rtol": 1e-5, "atol": 1e-5 * max(1.0, float(np.max(np.abs(slope))))}
-    np.testing.assert_allclose(value, expected, **close)
-    np.testing.assert_allclose(compiled, slope, **close)
-    np.testing.assert_allclose(jax.jit(jax.jacfwd(loss))(x), slope, **close)
-    forward, reverse = jax.jit(jax.hessian(loss))(x), jax.jit(jax.jacrev(jax.jacrev(loss)))(x)
-    np.testing.assert_allclose(forward, reverse, rtol=1e-4, atol=1e-4 * max(1.0, float(np.max(np.abs(reverse)))))
-    batched = jax.jit(jax.vmap(loss))(jax.numpy.stack([x, x]))
-    np.testing.assert_allclose(batched, [expected, expected], **close)
-
-
-def test_value_and_grad_may_be_compiled_and_is_detached() -> None:
-    jax, torch = pytest.importorskip("jax"), pytest.importorskip("torch")
-    both = polyloss.value_and_grad(polyloss.sigmoid_cross_entropy)
-    x, t = jax.numpy.array([0.5, -1.0]), jax.numpy.array([1, 0])
-    for got, expected in zip(jax.jit(both)(x, t), both(x, t)):
-        np.testing.assert_allclose(got, expected, rtol=1e-6)
-    value, gradient = both(torch.tensor([0.5, -1.0], requires_grad=True), torch.tensor([1, 0]))
-    assert not value.requires_grad
-    assert not gradient.requires_grad
-
-
 def test_weights_that_require_a_gradient_get_it() -> None:
     torch = pytest.importorskip("torch")
     logits, labels = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 2, 1, 1])
@@ -164,45 +65,6 @@ def test_weights_that_require_a_gradient_get_it() -> None:
     assert torch.autograd.gradcheck(
         lambda p: polyloss.sigmoid_cross_entropy(logits, logits > 0, pos_weight=p, label_smoothing=0.1), (p,)
     )
-
-
-def test_dask_computes_nothing_before_it_is_asked() -> None:
-    da = pytest.importorskip("dask.array")
-    from dask.callbacks import Callback
-
-    started: list[object] = []
-
-    class Watch(Callback):  # type: ignore[misc]
-        def _start(self, graph: object) -> None:
-            started.append(graph)
-
-    x = da.from_array(np.random.default_rng(0).standard_normal((8, 6)), chunks=(3, 2))
-    y = da.from_array(np.arange(8) % 6, chunks=3)
-    with Watch():
-        value, gradient = polyloss.value_and_grad(polyloss.softmax_cross_entropy)(x, y, label_smoothing=0.1)
-        assert not started
-        expected, slope = polyloss.value_and_grad(polyloss.softmax_cross_entropy)(
-            x.compute(), y.compute(), label_smoothing=0.1
-        )
-        np.testing.assert_allclose(value.compute(), expected)
-        np.testing.assert_allclose(gradient.compute(), slope)
-
-
-@every_loss
-def test_torch_checkpointing_and_saved_tensor_hooks(name: str) -> None:
-    """Each saved tensor is unpacked once, which checkpointing insists on."""
-    torch = pytest.importorskip("torch")
-    from torch.utils.checkpoint import checkpoint
-
-    loss, x = call_in("torch", LOSSES[name])
-    one, two = x.clone().requires_grad_(), x.clone().requires_grad_()
-    checkpoint(loss, one, use_reentrant=False).backward()
-    with torch.autograd.graph.save_on_cpu():
-        value = loss(two)
-    value.backward(retain_graph=True)
-    torch.testing.assert_close(one.grad, two.grad)
-    value.backward()
-    torch.testing.assert_close(two.grad, 2 * one.grad)
 
 
 def test_a_frozen_memory_bank_costs_no_gradient() -> None:
