@@ -304,7 +304,8 @@ def check_apart(framework: str, transformation: Transformation) -> dict[str, str
 
 
 def _all(framework: str, name: str) -> None:
-    transformation, found = table(framework)[name], {}
+    transformation = table(framework)[name]
+    found: dict[str, str | None] = {}
     for loss in applies(transformation):
         try:
             check(framework, transformation, loss)
@@ -327,7 +328,8 @@ def page() -> str:
         "",
         "Each row is run with each loss, weights and a mask, and compared with NumPy's formula in float64: values,",
         'gradients, Jacobians, and Hessians by differences of the formula\'s gradient. "yes": they agree within the',
-        "rounding of the dtype. A number stands for a note below the table.",
+        "rounding of the dtype. A number stands for a note below the table. Rows that are quick to run are run",
+        "with all options of a loss in `conformance/losses.py`, the others with the first.",
     ]
     for framework in FRAMEWORKS:
         notes: list[str] = []

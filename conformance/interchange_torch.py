@@ -271,7 +271,7 @@ def compiled_formula(loss: Any, x: Any, rest: Any) -> Found:
 def export(loss: Any, x: Any, rest: Any) -> Found:
     """value and gradient of the exported program, with other numbers than it was traced with"""
 
-    class Model(torch.nn.Module):
+    class Model(torch.nn.Module):  # type: ignore[misc]
         def forward(self, x: Any, rest: Any) -> Any:
             return loss(x, **rest)
 
@@ -370,11 +370,11 @@ def fake(loss: Any, x: Any, rest: Any) -> Found:
     yield "value", loss(x, **rest)
 
 
-class Tagged(torch.Tensor):
+class Tagged(torch.Tensor):  # type: ignore[misc]
     """A subclass that changes nothing."""
 
 
-class Wrapped(torch.Tensor):
+class Wrapped(torch.Tensor):  # type: ignore[misc]
     """A subclass that holds another tensor and has no memory of its own."""
 
     inner: Any
