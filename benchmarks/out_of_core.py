@@ -141,7 +141,7 @@ CONTESTANTS: dict[str, Callable[[Any, Any, bool], tuple[Any, ...]]] = {
 
 
 def _measure(folder: str, contestant: str, work: str, workers: int) -> dict[str, Any]:
-    """Seconds, results, and the peak memory of the process: before it read any data, and at the end."""
+    """Seconds by the clock and of the processors, results, and the process's peak memory: before any data, at the end."""
     import dask
 
     from benchmarks.memory import highest
@@ -154,10 +154,10 @@ def _measure(folder: str, contestant: str, work: str, workers: int) -> dict[str,
     with dask.config.set(scheduler="threads", num_workers=workers):
         before = highest() if proc else None
         results(2)  # compiles, or loads what was compiled
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         found = results()
-        seconds = time.perf_counter() - start
-    return {"seconds": seconds, "results": found, "memory": (before, highest()) if proc else None}
+        seconds, busy = time.perf_counter() - start, time.process_time() - busy
+    return {"seconds": seconds, "busy": busy, "results": found, "memory": (before, highest()) if proc else None}
 
 
 def _turns(folder: str, workers: int, rounds: int) -> dict[tuple[str, str], list[dict[str, Any]]]:
@@ -189,19 +189,33 @@ def _report(found: dict[tuple[str, str], list[dict[str, Any]]], rows: int, block
         title=f"{rows:,} x {CLASSES} logits from disk ({figure(megabytes)} MB), {block:,} a block, {workers} threads",
         **STYLE,
     )
-    for heading in ("work", "contestant", "median s", "range s", "time / ours", "MB before", "peak MB", "outputs"):
-        table.add_column(heading, justify="left" if heading in ("work", "contestant", "outputs") else "right")
+    for heading in (
+        "work",
+        "contestant",
+        "median s",
+        "range s",
+        "time / ours",
+        "CPU / ours",
+        "MB before",
+        "peak MB",
+        "outputs",
+    ):
+        left = heading in ("work", "contestant", "outputs")
+        table.add_column(heading, justify="left" if left else "right", no_wrap=heading != "outputs")
     wrong = False
     for (work, contestant), turns in found.items():
         ours, seconds = found[work, OURS], [turn["seconds"] for turn in turns]
+        median = {key: statistics.median(turn[key] for turn in turns) for key in ("seconds", "busy")}
+        ratio = {key: median[key] / statistics.median(turn[key] for turn in ours) for key in median}
         agree = np.allclose(turns[0]["results"], ours[0]["results"], rtol=1e-3)
         wrong |= not agree
         table.add_row(
             work,
             contestant,
-            figure(statistics.median(seconds)),
+            figure(median["seconds"]),
             f"{figure(min(seconds))} .. {figure(max(seconds))}",
-            figure(statistics.median(seconds) / statistics.median(turn["seconds"] for turn in ours)),
+            figure(ratio["seconds"]),
+            figure(ratio["busy"]),
             *_memory(turns),
             "agree" if agree else f"WRONG: {turns[0]['results']} for {ours[0]['results']}",
             style="bold" if contestant == OURS else None,

@@ -237,7 +237,7 @@ def test_a_loss_from_disk_is_computed_by_every_contestant(capsys: pytest.Capture
 
 
 def test_a_contestant_that_disagrees_about_a_loss_from_disk_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
-    turn = {"seconds": 1.0, "results": [2.0, 3.0], "memory": None}
+    turn = {"seconds": 1.0, "busy": 1.0, "results": [2.0, 3.0], "memory": None}
     wrong = turn | {"results": [2.0, 3.1]}
     found = {
         ("value and gradient", name): [turn if name == "polyloss" else wrong] for name in ("polyloss", "dask.array")
