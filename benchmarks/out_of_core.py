@@ -141,7 +141,7 @@ CONTESTANTS: dict[str, Callable[[Any, Any, bool], tuple[Any, ...]]] = {
 
 
 def _measure(folder: str, contestant: str, work: str, workers: int) -> dict[str, Any]:
-    """Seconds by the clock and of the processors, results, and the process's peak memory: before any data, at the end."""
+    """Seconds by the clock and of the processors, results, and the process's peak memory: before and after."""
     import dask
 
     from benchmarks.memory import highest
