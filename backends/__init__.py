@@ -179,9 +179,6 @@ class Library:
     one_place = False
     """Whether all its arrays share one place, so that `device` and `placed` need not be asked."""
 
-    compiles = False
-    """Whether a call is compiled as a whole, by `compiled`."""
-
     plain: type | None = None
     """The type of arrays of which nothing needs to be asked: never refused, lazy or differentiated, in one place."""
 
@@ -264,9 +261,9 @@ class Library:
     def noticed(self, bad: Array) -> None:
         """Called with a mask of invalid values that nobody may look at yet."""
 
-    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """``function(args, arrays)``, compiled; it gives None where a value was invalid."""
-        raise NotImplementedError
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any] | None:
+        """``function(args, arrays)``, compiled as a whole: it gives None where a value was invalid. None: not here."""
+        return None
 
     def broadcast(self, x: Array, like: Array, axis: int | None = None, names: tuple[str, str] = ("", "")) -> Array:
         """``x`` with the shape of ``like`` without ``axis``, to which it broadcasts as far as sizes are known.

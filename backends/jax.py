@@ -28,8 +28,6 @@ _invalid: ContextVar[list[Array] | None] = ContextVar("polyloss.jax.invalid", de
 
 
 class Jax(Library):
-    compiles = True
-
     def signature(self, x: Array) -> Any:
         return None if isinstance(x, jax.core.Tracer) else "jax"
 

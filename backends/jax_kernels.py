@@ -22,7 +22,7 @@ from jax.interpreters import ad, batching, mlir
 
 from polyloss import dispatch
 from polyloss.backends import Array, Library, Primitive, Unavailable
-from polyloss.backends.cpu import xla
+from polyloss.backends.cpu import ffi, xla
 from polyloss.backends.cpu.fields import FEW
 
 __all__ = ["items", "items_and_slopes", "refusal", "take"]
@@ -36,18 +36,11 @@ def refusal() -> str | None:
     """Why no program is given the kernels here; None if they are."""
     if dispatch.kernels("host") is None:
         return "there are no kernels"
-    try:
-        if len(jax.local_devices(backend="cpu")) > 1:
-            return "JAX has several devices on the CPU, and its compiler cannot split a kernel among them"
-    except RuntimeError:
-        return "JAX has no CPU here"
-    if (reason := xla.refusal()) is not None:
-        return reason
-    try:
-        _target(("elements", "float32", "float32", True, False))
-    except Unavailable as error:
-        return str(error)
-    return None
+    if jax.default_backend() != "cpu":
+        return "JAX computes on another device than the CPU"
+    if jax.local_device_count() > 1:
+        return "JAX has several devices on the CPU, and its compiler cannot split a kernel among them"
+    return ffi.refusal()
 
 
 def take(primitive: Primitive, x: Array, *others: Array | None) -> bool:
@@ -82,39 +75,47 @@ def _target(key: tuple[Any, ...]) -> str:
     return name
 
 
-def _call(primitive: Any, x: Array, others: tuple[Array, ...], value: bool, more: dict[str, Array]) -> list[Array]:
+def _key(primitive: Any, x: Array, others: Sequence[Array], value: bool) -> tuple[Any, ...]:
+    """The kernel for the value, or for the gradient."""
+    kind = x.dtype.name
+    if not primitive.rows:
+        return "elements", kind, kind, value, not value
+    targets = others[0].dtype.name
+    if targets not in _LABELS or primitive.label_smoothing:
+        return "soft", kind, targets, False, False, value, not value
+    if x.shape[-1] <= FEW:
+        return "lanes", kind, targets, value and not primitive.z_loss, value, not value
+    return "rows", kind, targets, value, not value
+
+
+def _runs(primitive: Any, x: Array, others: Sequence[Array], value: bool) -> bool:
+    """Whether that kernel can be made here."""
+    try:
+        _target(_key(primitive, x, others, value))
+    except Unavailable:
+        return False
+    return True
+
+
+def _call(primitive: Any, x: Array, others: Sequence[Array], value: bool, more: dict[str, Array]) -> list[Array]:
     """The kernel's value, with the rows' statistics, or its gradient."""
-    kind, arrays = x.dtype.name, [x, *others, *more.values()]
-    shape = x.shape[:-1] if primitive.rows else x.shape
-    items, gradient = jax.ShapeDtypeStruct(shape, x.dtype), jax.ShapeDtypeStruct(x.shape, x.dtype)
-    results = {"items": items} if value else {"gradient": gradient}
-    smoothing = primitive.label_smoothing
-    form: str
-    options: tuple[Any, ...]
+    key = _key(primitive, x, others, value)
+    items = jax.ShapeDtypeStruct(x.shape[:-1] if primitive.rows else x.shape, x.dtype)
+    results = {"items": items} if value else {"gradient": jax.ShapeDtypeStruct(x.shape, x.dtype)}
     if primitive.rows:
-        targets = others[0].dtype.name
-        labelled, few = targets in _LABELS, x.shape[-1] <= FEW
-        names = ["x", "labels" if labelled else "t", *more]
+        names = ["x", "labels" if others[0].dtype.name in _LABELS else "t", *more]
         if value:
             results |= {"top": items, "others": items}
-        if not labelled or smoothing:
-            form, options = "soft", (kind, targets, False, False)
-        elif few:
-            form, options = "lanes", (kind, targets, value and not primitive.z_loss)
-        else:
-            form, options = "rows", (kind, targets)
     else:
-        form, options = "elements", (kind, kind)
         names = ["x", "t", "p"][: 1 + len(others)] + list(more)
     codes = {name: xla.ARGUMENT + i for i, name in enumerate(names)}
     codes |= {name: xla.RESULT + i for i, name in enumerate(results)}
     if primitive.rows:
-        plan = xla.rows_plan(form, codes, smoothing, primitive.z_loss)
+        plan = xla.rows_plan(key[0], codes, primitive.label_smoothing, primitive.z_loss)
     else:
-        plan = xla.elements_plan(codes, smoothing)
-    target = _target((form, *options, value, not value))
-    call = jax.ffi.ffi_call(target, list(results.values()), vmap_method="broadcast_all")
-    return list(call(*arrays, plan=np.asarray(plan, np.int64)))
+        plan = xla.elements_plan(codes, primitive.label_smoothing)
+    call = jax.ffi.ffi_call(_target(key), list(results.values()), vmap_method="broadcast_all")
+    return list(call(x, *others, *more.values(), plan=np.asarray(plan, np.int64)))
 
 
 def _padded(primitive: Any, others: Sequence[Array]) -> tuple[Array | None, ...]:
@@ -143,9 +144,11 @@ def _value(library: Library, primitive: Any, x: Array, *others: Array) -> tuple[
         return tuple(_call(primitive, x, others, True, {}))
 
     def formula(x: Array, *others: Array) -> tuple[Array, ...]:
-        items = primitive.forward(library, x, *_padded(primitive, others))[0]
-        return items, *([jnp.zeros_like(items)] * 2 if primitive.rows else [])
+        items, kept = primitive.forward(library, x, *_padded(primitive, others))
+        return (items, jnp.max(x, axis=-1), kept[0][..., 0]) if primitive.rows else (items,)
 
+    if not _runs(primitive, x, others, True):
+        return formula(x, *others)
     return tuple(jax.lax.platform_dependent(x, *others, cpu=kernel, default=formula))
 
 
@@ -204,6 +207,8 @@ def _slopes_plain(cotangent: Array, x: Array, *rest: Array, library: Library, of
     def formula(cotangent: Array, x: Array, *rest: Array) -> Array:
         return _formula_slopes(library, of, cotangent, x, rest[:count])
 
+    if not _runs(of, x, rest[:count], False):
+        return formula(cotangent, x, *rest)
     return jax.lax.platform_dependent(cotangent, x, *rest, cpu=kernel, default=formula)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from polyloss import dispatch
 from polyloss.application import Application
-from polyloss.backends import Array, InvalidTarget, Library, Unavailable
+from polyloss.backends import Array, InvalidTarget, Unavailable
 from polyloss.reduction import Loss
 
 __all__ = ["Replay", "Replays", "Whole", "signature"]
@@ -86,16 +86,15 @@ class Replay:
         return library.result(library.number(value, work)), tuple([gradients[i] for i in self.sources])
 
 
+@dataclass(slots=True)
 class Whole:
     """A call that its library compiles as a whole."""
 
-    def __init__(self, library: Library, once: Once, kwargs: dict[str, Any]) -> None:
-        options = {name: value for name, value in kwargs.items() if type(value) in _OPTIONS}
-        self._call = library.compiled(lambda args, arrays: once(*args, **arrays, **options)[1])
+    compiled: Callable[..., Any]  # of the positional arguments, and of the arrays among the others
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Likewise."""
-        return self._call(args, {name: value for name, value in kwargs.items() if type(value) not in _OPTIONS})
+        return self.compiled(args, {name: value for name, value in kwargs.items() if type(value) not in _OPTIONS})
 
 
 class Replays(dict[tuple[Any, ...], Replay | Whole | None]):
@@ -109,15 +108,9 @@ class Replays(dict[tuple[Any, ...], Replay | Whole | None]):
         if dispatch.is_generic():
             return None
         replay = self.get(key)
-        if replay is None:
-            if key in self or not args:
-                return None
-            library = dispatch.library_of(args[0])
-            if not library.compiles:
-                return None
-            replay = Whole(library, self._once, kwargs)
+        if replay is None and key not in self and (replay := self._whole(args, kwargs)) is not None:
             self._keep(key, replay)
-        return replay(args, kwargs)
+        return None if replay is None else replay(args, kwargs)
 
     def record(
         self, key: tuple[Any, ...], loss: Loss, args: tuple[Any, ...], kwargs: dict[str, Any], gradients: Any = None
@@ -125,6 +118,16 @@ class Replays(dict[tuple[Any, ...], Replay | Whole | None]):
         """Remembers a call that went the long way, and gave these gradients."""
         if key not in self:
             self._keep(key, self._replay(loss, args, kwargs, gradients))
+
+    def _whole(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Whole | None:
+        """A first call as a whole, where all its arrays are of one library, which compiles it."""
+        options = {name: value for name, value in kwargs.items() if type(value) in _OPTIONS}
+        libraries = {dispatch.library_of(x) for x in (*args, *kwargs.values()) if type(x) not in _OPTIONS}
+        if len(libraries) != 1:
+            return None
+        once = self._once
+        compiled = libraries.pop().compiled(lambda args, arrays: once(*args, **arrays, **options)[1])
+        return None if compiled is None else Whole(compiled)
 
     def _keep(self, key: tuple[Any, ...], replay: Replay | Whole | None) -> None:
         if len(self) >= MOST:

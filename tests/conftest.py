@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-pytest.register_assert_rewrite("layouts", "peers")
+pytest.register_assert_rewrite("layouts", "peers", "programs")
 
 
 @pytest.fixture

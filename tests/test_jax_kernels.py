@@ -23,8 +23,8 @@ pytest.importorskip("llvmlite")
 
 import jax.numpy as jnp  # noqa: E402
 
-from polyloss.backends import jax_kernels  # noqa: E402
-from polyloss.backends.cpu import xla  # noqa: E402
+from polyloss.backends import Unavailable, jax_kernels  # noqa: E402
+from polyloss.backends.cpu import ffi, xla  # noqa: E402
 
 needs_kernels = pytest.mark.skipif(jax_kernels.refusal() is not None, reason=f"{jax_kernels.refusal()}")
 RNG = np.random.default_rng(0)
@@ -210,6 +210,38 @@ def test_no_rows_and_what_no_kernel_takes(called: list[Any]) -> None:
     assert called == []
 
 
+def test_numpys_labels_are_read_before_jax_shortens_them() -> None:
+    """JAX would make 2^32 + 1 a 1 without a word."""
+    x, y = jnp.asarray(numbers(2, 5)), np.array([1, 2**32 + 1])
+    for loss in (softmax, polyloss.value_and_grad(softmax)):
+        with pytest.raises(ValueError, match=r"got 4294967297 at index \(1,\)"):
+            loss(x, y)
+
+
+@needs_kernels
+@pytest.mark.parametrize("unavailable", ["the value", "the gradient", "both"])
+def test_a_kernel_that_cannot_be_made_is_done_without(
+    unavailable: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    real = jax_kernels._target
+
+    def target(key: Any) -> Any:
+        if unavailable == "both" or key[-2] == (unavailable == "the value"):
+            raise Unavailable("not here")
+        return real(key)
+
+    monkeypatch.setattr(jax_kernels, "_target", target)
+    jax.clear_caches()
+    request.addfinalizer(jax.clear_caches)
+    for name in ("rows", "lanes", "smoothed", "elements"):
+        f, x = of(name)
+        got = jax.jit(jax.value_and_grad(lambda x, f=f: f(x) + 0))(x)
+        with generic():
+            expected = jax.jit(jax.value_and_grad(lambda x, f=f: f(x) + 0))(x)
+        for one, two in zip(got, expected):
+            np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-8)
+
+
 # Where it might be unsafe.
 
 
@@ -220,7 +252,7 @@ def header() -> str:
 @needs_kernels
 def test_a_change_of_jaxlibs_header_is_seen() -> None:
     text = header()
-    assert xla.differs(text) is None
+    assert ffi.differs(text) is None
     for old, new in (
         ("#define XLA_FFI_API_MINOR 3", "#define XLA_FFI_API_MINOR 4"),
         ("#define XLA_FFI_API_MAJOR 0", "#define XLA_FFI_API_MAJOR 1"),
@@ -238,7 +270,7 @@ def test_a_change_of_jaxlibs_header_is_seen() -> None:
         ("  size_t size;\n  void* data;\n} XLA_FFI_Array;", "  void* data;\n  size_t size;\n} XLA_FFI_Array;"),
     ):
         assert text.count(old) >= 1, old
-        assert xla.differs(text.replace(old, new)) is not None, old
+        assert ffi.differs(text.replace(old, new)) is not None, old
 
 
 def test_the_offsets_of_the_handler_are_those_of_the_structures_that_are_checked() -> None:
@@ -248,7 +280,7 @@ def test_the_offsets_of_the_handler_are_those_of_the_structures_that_are_checked
     scalars |= {f"XLA_FFI_{name}": ctypes.c_int32 for name in enums}
     scalars["XLA_FFI_TypeId"] = ctypes.c_int64
     structures: dict[str, Any] = {}
-    for name, body in re.findall(r"struct (\w+) { (.*?) }", xla._FRAME, re.S):
+    for name, body in re.findall(r"struct (\w+) { (.*?) }", ffi.FRAME, re.S):
         fields = []
         for declaration in body.split(";")[:-1]:
             kind, _, field = declaration.strip().rpartition(" ")
@@ -270,7 +302,7 @@ def test_the_offsets_of_the_handler_are_those_of_the_structures_that_are_checked
     assert at("Metadata", "traits") == 32
     # The table of functions: its size, its extension, its version and one more pointer come first.
     first = 16 + ctypes.sizeof(structures["XLA_FFI_Api_Version"]) + 8
-    where = {name: first + 8 * i for i, name in enumerate(xla._FUNCTIONS)}
+    where = {name: first + 8 * i for i, name in enumerate(ffi.FUNCTIONS)}
     assert first == 48
     offsets = {
         "create": "Error_Create",
@@ -311,8 +343,8 @@ def test_another_frame_is_an_error_and_not_a_crash() -> None:
 
 
 def test_an_untested_jaxlib_gets_the_formula(monkeypatch: pytest.MonkeyPatch, called: list[Any]) -> None:
-    monkeypatch.setattr(xla, "TESTED", ("0.0.1",))
-    monkeypatch.setattr(xla, "refusal", xla.refusal.__wrapped__)
+    monkeypatch.setattr(ffi, "TESTED", ("0.0.1",))
+    monkeypatch.setattr(ffi, "refusal", ffi.refusal.__wrapped__)
     monkeypatch.setattr(jax_kernels, "refusal", jax_kernels.refusal.__wrapped__)
     assert "0.0.1" in str(jax_kernels.refusal())
     x, y = numbers(40, 50), labels(40, 50)
