@@ -158,6 +158,19 @@ def test_a_replay_in_torch_is_differentiable_as_often_as_the_first_call(replayed
     assert loss(x, labels).requires_grad
 
 
+def test_targets_that_come_to_need_a_gradient_get_it(replayed: list[Any]) -> None:
+    torch = pytest.importorskip("torch")
+    x, t = torch.from_numpy(X), torch.softmax(torch.from_numpy(OTHER), -1)
+    library_of(x)
+    for loss in (polyloss.softmax_cross_entropy, polyloss.sigmoid_cross_entropy):
+        for first in (x, x.clone().requires_grad_()):
+            loss(first, t)
+            loss(first, t)
+            own = t.clone().requires_grad_()
+            loss(first, own).backward()
+            torch.testing.assert_close(own.grad, polyloss.grad(loss, "targets")(x, t))
+
+
 def backend_small() -> int:
     from polyloss.backends import torch as backend
 

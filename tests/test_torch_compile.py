@@ -191,13 +191,14 @@ def test_transforms_inside_compiled_code_get_the_formula(used: list[str]) -> Non
     assert used == []
 
 
-def test_an_exported_program_needs_no_polyloss(used: list[str]) -> None:
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_exported_program_needs_no_polyloss(strict: bool, used: list[str]) -> None:
     class Model(torch.nn.Module):
         def forward(self, x: Any) -> Any:
             return LOSSES["softmax"](x)
 
     x = numbers(80, 90)
-    program = torch.export.export(Model(), (x,))
+    program = torch.export.export(Model(), (x,), strict=strict)
     assert "polyloss" not in str(program.graph)
     torch.testing.assert_close(program.module()(x), LOSSES["softmax"](x))
 
