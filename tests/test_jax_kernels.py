@@ -7,6 +7,8 @@ import ctypes
 import re
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ import jax.numpy as jnp  # noqa: E402
 
 from polyloss.backends import Unavailable, jax_kernels  # noqa: E402
 from polyloss.backends.cpu import ffi, xla  # noqa: E402
+from polyloss.backends.cpu.fields import BLOCK  # noqa: E402
 
 needs_kernels = pytest.mark.skipif(jax_kernels.refusal() is not None, reason=f"{jax_kernels.refusal()}")
 RNG = np.random.default_rng(0)
@@ -113,6 +116,7 @@ def test_every_transformation_of_a_kernel_is_that_of_the_formula(name: str) -> N
     both(lambda g: lambda x: jax.vjp(lambda x: jax.jvp(g, (x,), (v,))[1], x)[1](1.0), f, x)  # reverse over forward
     both(lambda g: lambda x: jax.jvp(jax.grad(g), (x,), (v,)), f, x)  # forward over reverse
     both(lambda g: lambda x: jax.grad(lambda x: jnp.sum(jax.grad(g)(x) * v))(x), f, x)  # reverse over reverse
+    both(lambda g: lambda x: jax.grad(lambda x: jnp.sum(jax.grad(lambda x: g(x) ** 2)(x) * v))(x), f, x)
     both(
         lambda g: lambda x: jax.grad(lambda x: jnp.sum(jax.grad(lambda x: jnp.sum(jax.grad(g)(x) * v))(x) * v))(x), f, x
     )
@@ -314,32 +318,101 @@ def test_the_offsets_of_the_handler_are_those_of_the_structures_that_are_checked
         assert f"%{name}.at = getelementptr i8, ptr %api, i64 {where[function]}\n" in xla.HANDLER
 
 
+ELEMENTS = ("elements", "float32", "float32", True, False)
+
+
+class Frame:
+    """A call of the handler for the values of `elements`, with functions of ours in the place of XLA's."""
+
+    def __init__(self, blocks: int) -> None:
+        self.x, self.t = numbers(blocks * BLOCK), RNG.random(blocks * BLOCK, dtype=np.float32)
+        self.items = np.zeros_like(self.x)
+        self.messages: list[bytes] = []
+        self.destroyed: list[int] = []
+        self.api, self.words = (ctypes.c_int64 * 24)(192), (ctypes.c_int64 * 22)()
+        self._kept: list[Any] = []
+        codes = {"x": xla.ARGUMENT, "t": xla.ARGUMENT + 1, "items": xla.RESULT}
+        plan = np.array(xla.elements_plan(codes, 0.0))
+        plan[3:5] = 0, 2  # any size is shared by two threads
+        attribute = self._pointer(5, plan.size, plan.ctypes.data)
+        dims = self._pointer(self.x.size)
+        buffers = [self._pointer(48, 0, 11, a.ctypes.data, 1, dims) for a in (self.x, self.t, self.items)]
+        self._kept.append(plan)
+        arguments, results = self._pointer(*buffers[:2]), self._pointer(buffers[2])
+        self.words[:3] = 168, 0, ctypes.addressof(self.api)
+        self.words[3:5] = 0, 3  # the context, and the stage: execution
+        self.words[5:10] = 40, 0, 2, 0, arguments
+        self.words[10:15] = 40, 0, 1, 0, results
+        self.words[15:21] = 48, 0, 1, 0, 0, self._pointer(attribute)
+        self.function(6, lambda a: self.messages.append(ctypes.string_at(a[2])) or 12345)  # creates an error
+        self.function(8, lambda a: self.destroyed.append(a[2]))
+        self.function(18, lambda a: setattr(ctypes.c_int64.from_address(a[3]), "value", 2))  # how many threads
+
+    def _pointer(self, *words: int) -> int:
+        self._kept.append((ctypes.c_int64 * len(words))(*words))
+        return ctypes.addressof(self._kept[-1])
+
+    def function(self, at: int, python: Callable[[Any], int | None]) -> None:
+        """Puts a function into the table: from its arguments, as words, to an error or 0."""
+        call = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)(
+            lambda address: python((ctypes.c_int64 * 5).from_address(address)) or 0
+        )
+        self._kept.append(call)
+        self.api[at] = ctypes.cast(call, ctypes.c_void_p).value or 0
+
+    def run(self) -> int | None:
+        handler = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(xla.address(ELEMENTS))
+        return handler(ctypes.addressof(self.words))
+
+
 @needs_kernels
-def test_another_frame_is_an_error_and_not_a_crash() -> None:
-    """The handler is called with a frame of other sizes, and answers by XLA's own function for errors."""
-    handler = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(
-        xla.address(("elements", "float32", "float32", True, False))
-    )
-    messages = []
+@pytest.mark.parametrize("word", [0, 5, 10, 15, 17])
+def test_another_frame_is_an_error_and_not_a_crash(word: int) -> None:
+    """Where a size or the count of attributes differs, the handler answers by XLA's own function for errors."""
+    frame = Frame(2)
+    frame.words[word] -= 1
+    assert frame.run() == 12345
+    assert b"not as it was expected" in frame.messages[0]
+    frame.words[4] = 2  # not the execution: nothing to do
+    assert frame.run() is None
+    assert not frame.items.any()
 
-    @ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
-    def create(arguments: int) -> int:
-        messages.append(ctypes.cast(ctypes.c_void_p.from_address(arguments + 16).value, ctypes.c_char_p).value)
-        return 12345
 
-    api = (ctypes.c_int64 * 24)(192)
-    api[6] = ctypes.cast(create, ctypes.c_void_p).value
-    right = {0: 168, 5: 40, 10: 40, 15: 48, 17: 1}  # sizes, and one attribute
-    for word in (0, 5, 10, 15, 17):
-        frame = (ctypes.c_int64 * 22)()
-        for at, value in right.items():
-            frame[at] = value - 8 * (at == word)
-        frame[2], frame[4] = ctypes.addressof(api), 3
-        assert handler(ctypes.addressof(frame)) == 12345
-    assert len(messages) == 5
-    assert all(b"not as it was expected" in message for message in messages)
-    frame[4] = 2  # not the execution: nothing to do
-    assert handler(ctypes.addressof(frame)) is None
+@needs_kernels
+def test_the_handler_waits_for_the_threads_that_it_woke() -> None:
+    """One of them takes the first two blocks, and is slow."""
+    frame, pause, threads = Frame(8), 0.2, []
+
+    def schedule(a: Any) -> None:
+        release, state = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(a[3]), a[4]
+        progress = xla.compiled.Progress.from_address(state)
+        progress[0] = 2
+
+        def work() -> None:
+            time.sleep(pause)
+            progress[1] += 2
+            release(state)
+
+        threads.append(threading.Thread(target=work))
+        threads[-1].start()
+
+    frame.function(17, schedule)
+    start = time.perf_counter()
+    assert frame.run() is None
+    assert time.perf_counter() - start >= pause
+    threads[0].join()
+    expected = sigmoid(frame.x, frame.t, reduction="none")
+    np.testing.assert_array_equal(frame.items[2 * BLOCK :], expected[2 * BLOCK :])
+    assert not frame.items[: 2 * BLOCK].any()
+
+
+@needs_kernels
+def test_the_handler_works_alone_where_no_thread_is_given() -> None:
+    frame = Frame(8)
+    frame.function(17, lambda a: 777)
+    assert frame.run() is None
+    assert frame.destroyed == [777]
+    np.testing.assert_array_equal(frame.items, sigmoid(frame.x, frame.t, reduction="none"))
 
 
 def test_an_untested_jaxlib_gets_the_formula(monkeypatch: pytest.MonkeyPatch, called: list[Any]) -> None:
