@@ -258,3 +258,16 @@ def test_a_single_number(ran: list[Any]) -> None:
         assert type(got[0]) is type(got[2]) is (np.float64 if arrays[0].dtype == np.float64 else np.float32)
         agree_all(got, generic(loss, *arrays), 40)
     assert len(ran) == 2 * 4  # the difference of two 0-d arrays is no array
+
+
+@pytest.mark.parametrize("blocks", [2, 200])
+def test_infinite_losses_of_both_signs_sum_to_nan(blocks: int) -> None:
+    """Few partial sums are added exactly, many by NumPy; neither raises or warns."""
+    x = np.zeros(256 * blocks, np.float32)
+    x[[0, -1]], w = INF, np.ones_like(x)
+    w[-1] = -1
+    value, gradient = polyloss.value_and_grad(polyloss.sigmoid_cross_entropy)(
+        x, np.zeros_like(x), weights=w, reduction="sum"
+    )
+    assert np.isnan(value)
+    assert np.isfinite(gradient).all()
