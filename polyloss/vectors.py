@@ -24,21 +24,34 @@ def _scaled(call: Call, x: Array) -> tuple[Array, Array, Array, Array]:
     xp, library = call.xp, call.library
     reduced = xp.max if all(x.shape) else xp.sum  # no vectors, no maximum
     largest = library.stop_gradient(reduced(xp.abs(x), axis=-1, keepdims=True))
-    one = xp.ones_like(largest)
-    zero = largest == 0
-    # Its reciprocal, by which a compiler may multiply, must not be a subnormal number.
-    limit = float(xp.finfo(x.dtype).max) ** 0.75
-    scale = xp.where(zero, one, xp.minimum(largest, xp.full_like(largest, limit)))
+    info = xp.finfo(x.dtype)
+    # Neither the scale nor its reciprocal, by which a compiler may multiply, may be subnormal: some platforms take such
+    # a number for 0. Then so are all components, and the vector is zero by its squares as well.
+    smallest, limit = float(info.smallest_normal), float(info.max) ** 0.75
+    scale = xp.minimum(xp.maximum(largest, xp.full_like(largest, smallest)), xp.full_like(largest, limit))
     y = x / scale
-    root = xp.sqrt(xp.where(zero, one, xp.expand_dims(library.sum(y * y), axis=-1)))
-    return zero, scale, y, root
+    squares = xp.expand_dims(library.sum(y * y), axis=-1)
+    zero = squares == 0
+    return zero, scale, y, xp.sqrt(xp.where(zero, xp.ones_like(squares), squares))
 
 
 def norm(call: Call, x: Array) -> tuple[Array, Callable[[Array], Array]]:
-    """The Euclidean norm over the last axis, and its pullback, which is 0 at 0."""
+    """The Euclidean norm over the last axis, and its pullback, which is 0 at 0.
+
+    To autodiff, ``scale * root`` multiplies a small gradient by a small scale, and loses it. The derivative of
+    ``<x / ||x||, x>`` is the direction, whatever its scale, and those of higher order are right as well.
+    """
+    xp, library = call.xp, call.library
     zero, scale, y, root = _scaled(call, x)
-    length = call.xp.where(zero, call.xp.zeros_like(root), scale * root)
-    return length[..., 0], lambda gradient: call.xp.expand_dims(gradient, axis=-1) * (y / root)
+    length = xp.where(zero, xp.zeros_like(root), scale * root)[..., 0]
+    if library.differentiates(x) or library.memory(x) is None:  # or traced, so that it may be
+        direction = xp.where(zero, xp.zeros_like(y), y / root)
+        # Among the smallest numbers what the direction contributes, 0 but for its rounding, would be more than that.
+        info = xp.finfo(x.dtype)
+        steady = scale < float(info.smallest_normal) / float(info.eps)
+        along = library.sum(xp.where(steady, library.stop_gradient(direction), direction) * x)
+        length = xp.where(xp.isinf(length), length, along)
+    return length, lambda gradient: xp.expand_dims(gradient, axis=-1) * (y / root)
 
 
 def unit(call: Call, x: Array) -> tuple[Array, Callable[[Array], Array]]:

@@ -250,3 +250,15 @@ def test_a_mean_with_class_weights_depends_on_soft_targets_through_its_denominat
     logits, targets, c = np.zeros((2, 2)), np.array([[0.5, 0.5], [1.0, 0.0]]), np.array([1.0, 3.0])
     gradient = polyloss.grad(polyloss.softmax_cross_entropy, "targets")(logits, targets, class_weights=c)
     np.testing.assert_allclose(gradient, np.zeros((2, 2)), atol=1e-15)  # the weighted mean of log 2 is log 2
+
+
+@pytest.mark.parametrize("gap", [1e-20, 1e-30, 1e-36])
+def test_a_small_distance_keeps_its_derivative_in_autodiff(gap: float) -> None:
+    torch, jax = pytest.importorskip("torch"), pytest.importorskip("jax")
+    first = np.full((1, 1), gap, np.float32)
+    other, similar = np.zeros_like(first), np.ones(1, bool)
+    x = torch.from_numpy(first).requires_grad_()
+    polyloss.contrastive(x, torch.from_numpy(other), torch.from_numpy(similar)).backward()
+    slope = jax.grad(lambda x: polyloss.contrastive(x, other, similar))(jax.numpy.asarray(first))
+    for found in (x.grad, slope):
+        np.testing.assert_allclose(np.asarray(found), 2 * first, rtol=1e-6)
