@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from mpmath import mp
 
-__all__ = ["Exact", "entry_spread", "faded", "spread", "ulps"]
+__all__ = ["FLUSHING", "HALF", "Exact", "entry_spread", "faded", "spread", "ulps"]
 
 FLUSHING = frozenset({"jax"})
 
@@ -34,10 +34,14 @@ class Exact:
 
     def __init__(self, numbers: Any) -> None:
         exact = np.array(numbers, dtype=object)
-        self.high = exact.astype(np.float64)
+        parts: dict[int, tuple[float, float]] = {}  # by identity: the oracle repeats what it has computed once
         with mp.workdps(50):
-            rest = np.vectorize(lambda v, high: float(v - float(high)), otypes=[float])
-            self.low = np.where(np.isfinite(self.high), rest(exact, self.high), 0.0)
+            for v in exact.flat:
+                if id(v) not in parts:
+                    high = float(v)
+                    parts[id(v)] = high, float(v - high) if np.isfinite(high) else 0.0
+        pairs = np.array([parts[id(v)] for v in exact.flat]).reshape((*exact.shape, 2))
+        self.high, self.low = pairs[..., 0], pairs[..., 1]
 
     def moved(self, source: int, destination: int) -> Exact:
         """The same numbers with an axis moved."""
@@ -56,22 +60,36 @@ class Exact:
         return np.abs(self.high)
 
 
-def ulps(got: np.ndarray, exact: Exact, larger: np.ndarray | None = None, *, floor: float = 0.0) -> np.ndarray:
-    """The error of ``got`` in ulp of ``exact``, or of the ``larger`` term; ``floor`` is what underflow may cost."""
-    info = np.finfo(got.dtype)
-    size = np.maximum(abs(exact), 0 if larger is None else np.abs(larger))
-    exponent = np.frexp(np.maximum(size, float(info.tiny)))[1] - 1
-    unit = np.ldexp(1.0, np.maximum(exponent - info.nmant, -1074))
-    error = np.abs((got.astype(np.float64) - exact.high) - exact.low)
-    same = got.astype(np.float64) == exact.high  # also where both are infinite
-    beyond = ~np.isfinite(got) & (abs(exact) >= float(info.max)) & (np.sign(got) == np.sign(exact.high))
-    return np.where(same & ~np.isfinite(got) | beyond, 0.0, np.maximum(error - floor, 0.0) / unit)
+HALF = {"float16": (10, 2.0**-14, 65504.0), "bfloat16": (7, 2.0**-126, 3.3895313892515355e38)}
+"""The dtypes that come back as float32: bits of the fraction, smallest normal number, largest number."""
 
 
-def faded(dtype: np.dtype, library: str) -> float:
-    """What underflow may cost one term."""
+def _format(dtype: str) -> tuple[int, float, float]:
+    if dtype in HALF:
+        return HALF[dtype]
     info = np.finfo(dtype)
-    return float(info.tiny if library in FLUSHING else info.smallest_subnormal)
+    return info.nmant, float(info.tiny), float(info.max)
+
+
+def ulps(got: np.ndarray, exact: Exact, larger: np.ndarray | None, dtype: str, floor: Any = 0.0) -> np.ndarray:
+    """The error of ``got`` in ulp of ``exact``, or of the ``larger`` term; ``floor`` is what underflow may cost."""
+    bits, tiny, largest = _format(dtype)
+    size = np.maximum(abs(exact), 0 if larger is None else np.abs(larger))
+    exponent = np.frexp(np.maximum(size, tiny))[1] - 1
+    unit = np.ldexp(1.0, np.maximum(exponent - bits, -1074))
+    wide = got.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        error = np.abs((wide - exact.high) - exact.low)
+        # An answer beyond the largest number, or within a rounding of it, may be infinite.
+        beyond = np.isinf(wide) & (abs(exact) >= largest * (1 - 2.0**-bits)) & (np.sign(wide) == np.sign(exact.high))
+        same = (wide == exact.high) | (np.isnan(wide) & np.isnan(exact.high))
+        return np.where(same & ~np.isfinite(wide) | beyond, 0.0, np.maximum(error - floor, 0.0) / unit)
+
+
+def faded(dtype: str, library: str) -> float:
+    """What underflow may cost one term."""
+    bits, tiny, _ = _format(dtype)
+    return tiny if library in FLUSHING else tiny * 2.0**-bits
 
 
 def _others(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,6 +8,7 @@ one derivative per entry.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache, wraps
 from typing import Any, ParamSpec, TypeVar
@@ -35,6 +36,11 @@ def _precisely(function: Callable[P, T]) -> Callable[P, T]:
 @lru_cache(maxsize=4096)
 def _exp(x: Number) -> Number:
     return mp.exp(x)
+
+
+def _total(x: Sequence[float]) -> Number:
+    """The sum of the exponentials; equal ones are counted."""
+    return mp.fsum(count * _exp(mpf(v)) for v, count in Counter(x).items())
 
 
 def _sigma(x: Number) -> Number:
@@ -71,32 +77,33 @@ def log_sigmoid_slope(x: float) -> Number:
 
 @_precisely
 def softmax(x: Sequence[float]) -> list[Number]:
-    exps = [_exp(mpf(v)) for v in x]
-    total = mp.fsum(exps)
-    return [e / total for e in exps]
+    total = _total(x)
+    found = {v: _exp(mpf(v)) / total for v in set(x)}
+    return [found[v] for v in x]
 
 
 @_precisely
-def softmax_slope(x: Sequence[float]) -> list[list[Number]]:
+def softmax_slope(x: Sequence[float], i: int) -> list[Number]:
+    """The derivatives of the i-th entry."""
     p = softmax(x)
-    return [[p[i] * ((i == k) - p[k]) for k in range(len(x))] for i in range(len(x))]
+    return [p[i] * ((i == k) - v) for k, v in enumerate(p)]
 
 
 @_precisely
 def logsumexp(x: Sequence[float]) -> Number:
-    return mp.log(mp.fsum(_exp(mpf(v)) for v in x))
+    return mp.log(_total(x))
 
 
 @_precisely
 def log_softmax(x: Sequence[float]) -> list[Number]:
-    total = mp.log(mp.fsum(_exp(mpf(v)) for v in x))
-    return [mpf(v) - total for v in x]
+    lse = mp.log(_total(x))
+    return [mpf(v) - lse for v in x]
 
 
 @_precisely
-def log_softmax_slope(x: Sequence[float]) -> list[list[Number]]:
-    p = softmax(x)
-    return [[(i == k) - p[k] for k in range(len(x))] for i in range(len(x))]
+def log_softmax_slope(x: Sequence[float], i: int) -> list[Number]:
+    """The derivatives of the i-th entry."""
+    return [(i == k) - v for k, v in enumerate(softmax(x))]
 
 
 # Losses.
@@ -119,7 +126,7 @@ def sigmoid_cross_entropy_slope(x: float, t: float, pos_weight: float = 1.0, lab
 def _target_row(x: Sequence[float], t: Any, c: Any, e: float) -> list[Number]:
     k = len(x)
     row = [mpf(v) for v in t] if isinstance(t, (list, tuple)) else [mpf(1 if i == t else 0) for i in range(k)]
-    row = [v * (1 - mpf(e)) + mpf(e) / k for v in row]
+    row = [v * (1 - mpf(e)) + mpf(e) / k for v in row] if e else row
     return row if c is None else [mpf(w) * v for w, v in zip(c, row)]
 
 
@@ -132,7 +139,7 @@ def softmax_cross_entropy(
     z_loss: float = 0.0,
 ) -> Number:
     q = _target_row(x, t, class_weights, label_smoothing)
-    lse = mp.log(mp.fsum(_exp(mpf(v)) for v in x))
+    lse = mp.log(_total(x))
     return mp.fsum(w * (lse - mpf(v)) for w, v in zip(q, x) if w) + mpf(z_loss) * lse**2
 
 
@@ -145,10 +152,10 @@ def softmax_cross_entropy_slope(
     z_loss: float = 0.0,
 ) -> list[Number]:
     q = _target_row(x, t, class_weights, label_smoothing)
-    exps = [_exp(mpf(v)) for v in x]
-    total = mp.fsum(exps)
+    total = _total(x)
     mass = mp.fsum(q) + 2 * mpf(z_loss) * mp.log(total)
-    return [mass * e / total - w for e, w in zip(exps, q)]
+    found = {(v, w): mass * _exp(mpf(v)) / total - w for v, w in set(zip(x, q))}
+    return [found[pair] for pair in zip(x, q)]
 
 
 @_precisely
