@@ -30,6 +30,7 @@ __all__ = ["DTYPES", "heat_map"]
 
 TELLING: tuple[Status, ...] = ("failed", "passed", "not run", "not applicable")
 DTYPES = ("float32", "float64", "float16", "bfloat16")
+MOST = 8  # reasons in the legend; a table below has them all
 
 
 class Place(NamedTuple):
@@ -160,10 +161,12 @@ def _legend(report: Report) -> str:
         '<b class="key blank"></b> not part of this run',
     ]
     listed = "".join(f"<li>{key}</li>" for key in keys)
-    reasons = "".join(
+    told = [
         f"<li>{text(reason or UNKNOWN)} <small>{text(', '.join(libraries))}, {number(count)} cells</small></li>"
         for reason, count, libraries in why(report, "not run")
-    )
+    ]
+    more = f'<li><a href="#reasons">{len(told) - MOST} more reasons</a></li>' if len(told) > MOST else ""
+    reasons = "".join(told[:MOST]) + more
     return f'<ul class="legend">{listed}</ul>\n' + (
         f'<div class="why"><p>NOT RUN here:</p><ul>{reasons}</ul></div>\n' if reasons else ""
     )

@@ -122,6 +122,9 @@ def anchors(report: Report) -> dict[Cell, str]:
 
 def why(report: Report, status: Status) -> Iterator[tuple[str, int, list[str]]]:
     """Each reason for a status, its count, and the libraries that it concerns."""
+    concerned: dict[str, dict[str, None]] = {}
+    for cell in report.cells:
+        if cell.status == status:
+            concerned.setdefault(cell.reason, {})[cell.library] = None
     for reason, count in report.reasons(status).items():
-        concerned = (c.library for c in report.cells if c.status == status and c.reason == reason)
-        yield reason, count, list(dict.fromkeys(concerned))
+        yield reason, count, list(concerned[reason])

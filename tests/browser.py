@@ -42,8 +42,12 @@ class Browser:
         os.close(theirs_in)
         os.close(theirs_out)
         self._ids, self._read, self._session = itertools.count(1), b"", None
-        target = self("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        try:
+            target = self("Target.createTarget", url="about:blank")["targetId"]
+            self._session = self("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
