@@ -15,6 +15,8 @@ instance as an entry point, and polyloss finds it without importing anything unt
     [project.entry-points."polyloss.backends"]
     spam = "polyloss_spam:LIBRARY"
 
+``tests/third_party`` in the repository is such a package, and `polyloss.conformance` checks what it claims.
+
 Nothing here knows a loss, a weight, a mask or a reduction.
 """
 
@@ -307,7 +309,7 @@ class Library:
         return x
 
     def log1p(self, x: Array) -> Array:
-        """log(1 + x), to a few ulp from -1 upwards."""
+        """log(1 + x), to a few ulp from -1 upwards. Asked for negative x; elsewhere the namespace's own is trusted."""
         return self.xp.log1p(x)
 
     def matmul(self, a: Array, b: Array) -> Array:
@@ -317,6 +319,24 @@ class Library:
     def divided(self, x: Array, y: Any) -> Array:
         """``x / y`` for a large array of our own, whose place it may take."""
         return x / y
+
+    # Numbers in and out: what conformance checks a library with. No loss calls these.
+
+    def from_numpy(self, x: np.ndarray, device: Any = None) -> Array:
+        """``x`` in this library and in its own dtype, which the namespace must have by NumPy's name for it."""
+        placed = {} if device is None else {"device": device}
+        found = self.asarray(x, getattr(self.xp, x.dtype.name), placed)
+        return found if tuple(found.shape) == x.shape else self.xp.reshape(found, x.shape)  # (0, 3), as a list, is []
+
+    def to_numpy(self, x: Array) -> np.ndarray:
+        """The numbers of ``x`` in host memory, which it may share."""
+        try:
+            return np.from_dlpack(x)
+        except (AttributeError, BufferError, RuntimeError, TypeError):  # not there, not readable, or no such dtype
+            found = np.asarray(x)
+        if found.dtype == object:
+            raise TypeError(f"NumPy cannot read an array of {self.name}, unless its Library has a method to_numpy")
+        return found
 
     # Who differentiates.
 

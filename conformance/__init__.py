@@ -3,4 +3,18 @@
 `oracle` knows the textbook's formulas, `budget` how far from them a result may be, `accuracy` the hard cases, `losses`
 the table from which every law makes its inputs, `routes` the ways to a value and a gradient. The tests beside them run
 it all: ``pytest conformance``. It uses the public API alone, and imports no framework by itself.
+
+A library of someone else is checked like ours, once a `polyloss.backends.Library` for it is published under the entry
+point group ``polyloss.backends``, whose name is the module of the library's arrays. What is asked of it:
+
+- `Library.from_numpy` makes its arrays, on each device that ``__array_namespace_info__().devices()`` names, and
+  `Library.to_numpy` reads them. A dtype that its namespace lacks is not applicable.
+- Every loss and transform gives an array of the library, on the device of its inputs, which are as they were.
+- Values and the gradients of `polyloss.value_and_grad` are within the budget around the oracle, in float32, float64 and
+  the 16-bit dtypes that it has, on the hard cases too. A budget belongs to a loss and a dtype; none is the library's.
+- The laws hold: of masks, weights and reductions, of limits and of what is invalid, and the same bits on every run.
+- It agrees with the other libraries that are installed; with kernels, where `Library.stored` gives them its memory, and
+  without.
+
+``tests/third_party`` in the repository is an example, small and complete.
 """
