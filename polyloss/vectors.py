@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from polyloss.backends import Array
@@ -36,21 +37,17 @@ def _scaled(call: Call, x: Array) -> tuple[Array, Array, Array, Array]:
 
 
 def norm(call: Call, x: Array) -> tuple[Array, Callable[[Array], Array]]:
-    """The Euclidean norm over the last axis, and its pullback, which is 0 at 0.
-
-    To autodiff, ``scale * root`` multiplies a small gradient by a small scale, and loses it. The derivative of
-    ``<x / ||x||, x>`` is the direction, whatever its scale, and those of higher order are right as well.
-    """
+    """The Euclidean norm over the last axis, and its pullback, which is 0 at 0."""
     xp, library = call.xp, call.library
     zero, scale, y, root = _scaled(call, x)
     length = xp.where(zero, xp.zeros_like(root), scale * root)[..., 0]
     if library.differentiates(x) or library.memory(x) is None:  # or traced, so that it may be
-        direction = xp.where(zero, xp.zeros_like(y), y / root)
-        # Among the smallest numbers what the direction contributes, 0 but for its rounding, would be more than that.
-        info = xp.finfo(x.dtype)
-        steady = scale < float(info.smallest_normal) / float(info.eps)
-        along = library.sum(xp.where(steady, library.stop_gradient(direction), direction) * x)
-        length = xp.where(xp.isinf(length), length, along)
+        # Autodiff multiplies the gradient, which may be as small as the norm, by the scale. Where that would vanish,
+        # the direction is a constant; its own derivative is beyond all numbers there.
+        direction = library.stop_gradient(xp.where(zero, xp.zeros_like(y), y / root))
+        vanishing = scale < 16 * math.sqrt(float(xp.finfo(x.dtype).smallest_normal))
+        straight = library.sum(xp.where(vanishing, direction * x, xp.zeros_like(x)))
+        length = xp.where(vanishing[..., 0], straight, length)
     return length, lambda gradient: xp.expand_dims(gradient, axis=-1) * (y / root)
 
 
