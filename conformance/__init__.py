@@ -1,8 +1,10 @@
 """Does every backend agree? Oracles, budgets, hard cases, laws and routes, for any array library.
 
-`oracle` knows the textbook's formulas, `budget` how far from them a result may be, `accuracy` the hard cases, `losses`
-the table from which every law makes its inputs, `routes` the ways to a value and a gradient. The tests beside them run
-it all: ``pytest conformance``. It uses the public API alone, and imports no framework by itself.
+`oracle` knows the textbook's formulas, `budget` how far from them a result may be, `exact` puts both together for a
+call. `grid`, `limits` and `exhaustive` hold the hard inputs, `losses` the table from which every law makes its own,
+`routes` the ways to a value and a gradient. `engine` runs the checks in cells and makes the `Report`: from Python
+(`check`), from the command ``polyloss conformance``, and cell by cell in ``pytest conformance``. It uses the public API
+alone, and imports no framework by itself.
 
 A library of someone else is checked like ours, once a `polyloss.backends.Library` for it is published under the entry
 point group ``polyloss.backends``, whose name is the module of the library's arrays. What is asked of it:
@@ -18,3 +20,10 @@ point group ``polyloss.backends``, whose name is the module of the library's arr
 
 ``tests/third_party`` in the repository is an example, small and complete.
 """
+
+from polyloss.conformance.engine import cells, check
+from polyloss.conformance.limits import LIMITS
+from polyloss.conformance.report import Cell, Failure, Report
+from polyloss.conformance.reproduce import obey, reproduce
+
+__all__ = ["LIMITS", "Cell", "Failure", "Report", "cells", "check", "obey", "reproduce"]

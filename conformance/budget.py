@@ -43,17 +43,23 @@ class Exact:
         pairs = np.array([parts[id(v)] for v in exact.flat]).reshape((*exact.shape, 2))
         self.high, self.low = pairs[..., 0], pairs[..., 1]
 
+    @classmethod
+    def of(cls, numbers: np.ndarray) -> Exact:
+        """Numbers in float64, taken for exact."""
+        other = object.__new__(cls)
+        other.high, other.low = numbers, np.zeros_like(numbers)
+        return other
+
+    def __getitem__(self, at: Any) -> Exact:
+        other = object.__new__(Exact)
+        other.high, other.low = self.high[at], self.low[at]
+        return other
+
     def moved(self, source: int, destination: int) -> Exact:
         """The same numbers with an axis moved."""
         other = object.__new__(Exact)
         other.high = np.moveaxis(self.high, source, destination)
         other.low = np.moveaxis(self.low, source, destination)
-        return other
-
-    def at(self, i: int) -> Exact:
-        """The i-th along the second axis."""
-        other = object.__new__(Exact)
-        other.high, other.low = self.high[:, i], self.low[:, i]
         return other
 
     def __abs__(self) -> np.ndarray:

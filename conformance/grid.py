@@ -27,7 +27,7 @@ Call = tuple[tuple[np.ndarray, ...], dict[str, Any]]
 class Grid:
     """How many classes the rows of each level have."""
 
-    quick = (1, 2, 10, 257)
+    quick = (1, 2, 10)
     standard = (1, 2, 3, 10, 33, 1000)
     thorough = (1, 2, 3, 10, 32, 33, 257, 1000, 4097, 128_000)
 
@@ -165,7 +165,7 @@ def calls(function: str, dtype: str, sizes: tuple[int, ...]) -> Iterator[tuple[s
     """The hard calls of a function, by name; their numbers are not rounded yet."""
     for variant in VARIANTS[function]:
         if function == "softmax_cross_entropy":
-            for k in sizes:
+            for k in (*sizes, *((65,) if variant in ("hard", "soft") and max(sizes) <= 10 else ())):
                 if variant not in ("hard", "axis 0") and (k == 1 or k > 1000):
                     continue
                 if variant == "batch":  # enough rows for several threads, few enough for the oracle
@@ -203,8 +203,9 @@ def calls(function: str, dtype: str, sizes: tuple[int, ...]) -> Iterator[tuple[s
             for k in sizes:
                 if k <= 1000:
                     x, _ = rows(k, dtype)
-                    yield f"rows of {k}", ((x,), {"entry": 0})
-                    yield f"rows of {k}, last entry", ((x[:30],), {"entry": k - 1})
+                    yield f"rows of {k}", ((x,), {"entry": k // 3})
+            if function == "logsumexp":
+                continue
             flat = np.random.default_rng(12).standard_normal((1, 1000)) / 100
             # At the top, -p is small and must not be formed as (1 - p) - 1.
             yield "a flat row of 1000", ((flat,), {"entry": int(np.argmin(flat))})

@@ -210,6 +210,34 @@ def log_loss_slope(p: Sequence[float], t: int) -> list[Number]:
     return [-1 / mpf(v) if i == t else mpf(0) for i, v in enumerate(p)]
 
 
+# Losses of embeddings, whose similarities and distances are computed here as well.
+
+
+@_precisely
+def distance(first: Sequence[float], second: Sequence[float]) -> Number:
+    return mp.sqrt(mp.fsum((mpf(a) - mpf(b)) ** 2 for a, b in zip(first, second)))
+
+
+@_precisely
+def contrastive(first: Sequence[float], second: Sequence[float], similar: float, margin: float) -> Number:
+    d = distance(first, second)
+    return contrastive_from_distance(d, mpf(margin) - d, similar)
+
+
+@_precisely
+def similarity(a: Sequence[float], b: Sequence[float], cosine: bool) -> Number:
+    product = mp.fsum(mpf(x) * mpf(y) for x, y in zip(a, b))
+    lengths = distance(a, [0] * len(a)) * distance(b, [0] * len(b)) if cosine else mpf(1)
+    return product / lengths if lengths else mpf(0)
+
+
+@_precisely
+def info_nce(query: Sequence[float], candidates: Sequence[Sequence[float]], temperature: float, cosine: bool) -> Number:
+    """The first candidate is the positive."""
+    s = [similarity(query, candidate, cosine) / mpf(temperature) for candidate in candidates]
+    return mp.log(mp.fsum(mp.exp(v) for v in s)) - s[0]
+
+
 FORMULAS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "sigmoid": (sigmoid, sigmoid_slope),
     "softplus": (softplus, sigmoid),

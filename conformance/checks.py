@@ -1,0 +1,414 @@
+"""The checks: accuracy against the oracle, limits, laws, agreement of libraries, all numbers, derivatives."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from polyloss.conformance import special_laws
+from polyloss.conformance.budget import Exact
+from polyloss.conformance.engine import Check, Judgement, Task
+from polyloss.conformance.exact import LINES, ROWS, Case, Share, shares
+from polyloss.conformance.exhaustive import exhaustive, exhausts
+from polyloss.conformance.grid import VARIANTS, case, drawn, grid
+from polyloss.conformance.laws import LAWS, Law
+from polyloss.conformance.limits import LIMITS, Limit
+from polyloss.conformance.losses import LOSSES
+from polyloss.conformance.report import Failure
+from polyloss.conformance.routes import Route
+from polyloss.conformance.search import examples, smallest
+from polyloss.conformance.subject import Draw, Subject
+
+__all__ = ["CHECKS"]
+
+TRANSFORMS = (*LINES, *ROWS)
+LOSS_NAMES = tuple(name for name in VARIANTS if name not in TRANSFORMS)
+SLOWLY = "left to a longer run: every shape is compiled anew"
+
+assert special_laws
+
+
+def slow(route: Route) -> bool:
+    """Whether a call of a new shape takes a tenth of a second and more, because it is compiled."""
+    return route.library == "jax" or route.path == "compiled"
+
+
+# Accuracy.
+
+
+def answer(task: Task, case: Case, way: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """What the route makes of a case."""
+    route, dtype = task.route, task.dtype
+    if case.function not in TRANSFORMS:
+        return route.items(way, case.loss, case.arrays, case.options, case.wrt, dtype)
+    x = route.array(case.arrays[0], dtype)
+    cotangent = case.cotangent
+    given = None if cotangent is None else route.array(cotangent.astype(case.arrays[0].dtype), dtype)
+    return route.pulled(way, case.loss, x, given)
+
+
+def worst(task: Task, case: Case) -> tuple[Share, str]:
+    """The largest share of its budget that any way has used, and that way."""
+    found = []
+    for way in task.route.ways:
+        found += [(share, way) for share in shares(case, task.route.library, *answer(task, case, way))]
+    return max(found, key=lambda pair: pair[0].used)
+
+
+def accuracy(task: Task) -> Iterator[Judgement]:
+    for name, one in cases_of(task):
+        share, way = worst(task, one)
+        failure = None
+        if not share.used <= 1:
+            failure = _inaccurate(task, name, one, share, way)
+        yield Judgement(share.used, failure, len(np.atleast_1d(one.items.high)))
+    for variant in VARIANTS[task.function] if not _few(task) else ():
+        if variant in ("batch", "axis 0"):
+            continue
+        found = smallest(
+            drawn(task.function, task.dtype, variant),
+            lambda call: worst(task, case(task.function, task.dtype, call))[0].used <= 1,
+            examples(task),
+            task.seed,
+        )
+        failure = None
+        if found is not None:
+            small = case(task.function, task.dtype, found)
+            failure = _described(task, f"{variant}, drawn", small, *worst(task, small))
+        yield Judgement(None, failure, examples(task))
+
+
+def cases_of(task: Task) -> Iterator[tuple[str, Case]]:
+    """Of the grid; few where every shape is compiled anew."""
+    found = grid(task.function, task.dtype, task.level)
+    for i, (name, one) in enumerate(found.items()):
+        if slow(task.route) and task.level == "quick":
+            if task.route.path == "compiled" and task.function in ("softmax_cross_entropy",):
+                if name not in ("hard of 10", "batch"):
+                    continue
+            elif not (i == 0 or name in ("hard of 10", "soft of 10", "z of 10", "batch", "rows of 10", "smooth")):
+                continue
+            if name == "hard of 1" or name == "rows of 1":
+                continue
+        if task.route.path == "compiled" and task.level == "standard" and not (" of 10" in name or " of" not in name):
+            continue
+        yield name, one
+
+
+def _few(task: Task) -> bool:
+    return task.route.path == "compiled" or (slow(task.route) and task.level == "quick")
+
+
+def _inaccurate(task: Task, name: str, one: Case, share: Share, way: str) -> Failure:
+    """The failure, with the smallest input that fails likewise."""
+    variant = next((v for v in VARIANTS[task.function] if name.startswith(v)), VARIANTS[task.function][0])
+    if not _few(task):
+        for n, k in ((1, 2), (1, 3), (2, 3)):
+            found = smallest(
+                drawn(task.function, task.dtype, variant, n, k),
+                lambda call: worst(task, case(task.function, task.dtype, call))[0].used <= 1,
+                60,
+                task.seed,
+            )
+            if found is not None:
+                small = case(task.function, task.dtype, found)
+                return _described(task, name, small, *worst(task, small))
+    return _described(task, name, one, share, way)
+
+
+def _described(task: Task, name: str, one: Case, share: Share, way: str) -> Failure:
+    size = sum(x.size for x in one.arrays)
+    place = f"the {share.of} at {share.at}, by {way}"
+    where = f"{task.route}, {task.dtype}, {name}: {place}"
+    given = ", ".join(str(x.tolist()) for x in one.arrays) if size <= 24 else f"grid case {name!r}"
+    kept = {key: x.tolist() if isinstance(x, np.ndarray) else x for key, x in one.options.items()}
+    if one.cotangent is not None:
+        kept["entry"] = int(np.argmax(one.cotangent[0]))
+    arguments = [x.tolist() for x in one.arrays]
+    call = f"arguments={arguments}, options={kept}" if size <= 24 else f"case={name!r}, level={task.level!r}"
+    route = task.route
+    line = (
+        f"from polyloss.conformance import reproduce; reproduce({task.function!r}, {route.library!r}, {route.path!r}, "
+        f"{task.dtype!r}, device={route.device!r}, {call})"
+    )
+    law = "values and gradients are within the budget around the oracle"
+    return Failure(law, where, given, line, repr(share.expected), repr(share.got), share.ulps, share.budget)
+
+
+# Limits.
+
+
+def limits(task: Task) -> Iterator[Judgement]:
+    for name, limit in LIMITS.items():
+        if limit.name != task.function:
+            continue
+        for way in task.route.ways:
+            if way != "func" or limit.plain:
+                wrong = _off_limit(task, limit, way)
+                line = f"from polyloss.conformance import LIMITS; print(LIMITS[{name!r}])"
+                arguments = ", ".join(map(str, limit.arguments))
+                where = f"{task.route}, {task.dtype}, {name}, by {way}"
+                yield Judgement(None, wrong and Failure("limits are taken", where, arguments, line, *wrong))
+
+
+def _off_limit(task: Task, limit: Limit, way: str) -> Any:
+    """Expected and got, where they differ."""
+    route, dtype = task.route, task.dtype
+    store = np.float64 if dtype == "float64" else np.float32
+    arrays = tuple(x.astype(store) if x.dtype.kind == "f" else x for x in limit.arrays())
+    options = {key: np.asarray(x) if isinstance(x, list) else x for key, x in limit.options.items()}
+    if limit.name in TRANSFORMS:
+        kept = route.arrays(options, dtype)
+        of = functools.partial(limit.function, **kept)
+        cotangent = None if limit.cotangent is None else route.array(np.asarray(limit.cotangent, store), dtype)
+        items, gradient = route.pulled(way, of, route.array(arrays[0], dtype), cotangent)
+    else:
+        items, gradient = route.items(way, limit.function, arrays, options, 0, dtype)
+    for got, expected in ((items, limit.items), (gradient, limit.gradient)):
+        if got is None or expected is None:
+            continue
+        expected = np.asarray(expected, float)
+        near = np.allclose(got.astype(float), expected.astype(store).astype(float), 5e-6, 1e-37, equal_nan=True)
+        if got.shape != expected.shape or not near:
+            return str(expected.tolist()), str(got.tolist())
+    return None
+
+
+# Laws.
+
+
+def lawful(law: Law, task: Task) -> Iterator[Judgement]:
+    rows = [name for name, row in LOSSES.items() if row.loss.__name__ == task.function]
+    if law.functions or (slow(task.route) and task.level == "quick"):
+        rows = rows[:1]
+    for name in rows:
+        row = LOSSES[name]
+        subject = Subject(row, task.route, task.dtype)
+        sizes = (3,) if slow(task.route) else (1, 2, 3, 6)
+        count = 1 if law.once else examples(task)
+        if law.once or count == 1:
+            yield _obeyed(law, subject, name, Draw(task.seed, max(3, row.fewest)), task)
+            continue
+        found = smallest(
+            draws(sizes, row.fewest), lambda draw, subject=subject: law.run(subject, draw), count, task.seed
+        )
+        failure = None if found is None else _obeyed(law, subject, name, found, task).failure
+        yield Judgement(None, failure, count)
+
+
+def draws(sizes: tuple[int, ...], fewest: int) -> Any:
+    from hypothesis import strategies as st
+
+    numbers = st.sampled_from([n for n in sizes if n >= fewest])
+    return st.builds(Draw, st.integers(0, 2**32 - 1), numbers, st.sampled_from([1.0, 1e-3, 30.0]))
+
+
+def _obeyed(law: Law, subject: Subject, name: str, draw: Draw, task: Task) -> Judgement:
+    try:
+        law.run(subject, draw)
+    except Exception as error:
+        where = f"{task.route}, {task.dtype}, {name}"
+        line = (
+            f"from polyloss.conformance import obey; obey({law.name!r}, {name!r}, {task.route.library!r}, "
+            f"{task.route.path!r}, {task.dtype!r}, device={task.route.device!r}, {draw})"
+        )
+        got = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+        return Judgement(None, Failure(law.summary, where, str(draw), line, "", got))
+    return Judgement()
+
+
+# Agreement.
+
+ORDER = ("numpy", "torch", "jax", "dask", "array_api_strict", "cupy")
+PRIMITIVES = {
+    "sigmoid_cross_entropy": "softplus cross-entropy",
+    "bpr": "softplus cross-entropy",
+    "softmax_cross_entropy": "log-sum-exp cross-entropy",
+}
+
+
+def agreement(task: Task) -> Iterator[Judgement]:
+    before = ORDER[: ORDER.index(task.route.library)] if task.route.library in ORDER else ORDER[:1]
+    path = "kernel" if task.route.path == "kernel" else "generic"
+    for library in before[:1] if task.level == "quick" or slow(task.route) else before:
+        other = Route(library, "generic" if library == "array_api_strict" else path)
+        if other.missing or other.unless(task.dtype):
+            continue
+        theirs = dataclasses.replace(task, route=other)
+        equal = _shared_kernel(task.function, task.route, other)
+        for name, one in cases_of(task):
+            got = answer(task, one, task.route.ways[0])
+            with other.inside(task.dtype):
+                expected = answer(theirs, one, other.ways[0])
+            yield _agreed(task, other, name, one, got, expected, equal)
+
+
+def _agreed(task: Task, other: Route, name: str, one: Case, got: Any, expected: Any, equal: bool) -> Judgement:
+    where = f"{task.route} and {other}, {task.dtype}, {name}"
+    route = task.route
+    line = (
+        f"polyloss conformance --library {route.library} --path {route.path} --loss {task.function} "
+        f"--dtype {task.dtype} --check agreement --{task.level}"
+    )
+    if equal:
+        for mine, theirs in zip(got, expected):
+            if not np.array_equal(mine, theirs, equal_nan=True):
+                law = "libraries that share a kernel give the same bits"
+                at = int(np.argmax(np.ravel(mine != theirs)))
+                numbers = repr(np.ravel(theirs)[at]), repr(np.ravel(mine)[at])
+                return Judgement(None, Failure(law, where, f"grid case {name!r}", line, *numbers))
+        return Judgement(0.0)
+    known = [None if x is None else Exact.of(x.astype(np.float64)) for x in expected]
+    between = dataclasses.replace(one, items=known[0], gradient=known[1])
+    pulled = got[1] if known[1] is not None else None
+    found = max(shares(between, route.library, got[0], pulled), key=lambda share: share.used)
+    failure = None
+    if not found.used <= 2:
+        law = "every pair of libraries is within twice the budget"
+        numbers = repr(found.expected), repr(found.got), found.ulps, 2 * found.budget
+        failure = Failure(law, f"{where}: the {found.of} at {found.at}", f"grid case {name!r}", line, *numbers)
+    return Judgement(found.used / 2, failure)
+
+
+def _shared_kernel(function: str, one: Route, other: Route) -> bool:
+    """Whether both run the same machine code."""
+    primitive = PRIMITIVES.get(function)
+    if primitive is None or (one.path, other.path) != ("kernel", "kernel"):
+        return False
+    taken = _kernels_taken()
+    mine = taken.get((one.library, one.device), {}).get(primitive, "")
+    theirs = taken.get((other.library, other.device), {}).get(primitive, "")
+    return "backends.cpu" in mine and mine == theirs
+
+
+@functools.cache
+def _kernels_taken() -> dict[tuple[str, str], dict[str, str]]:
+    from polyloss.environment import paths
+
+    return {(path.library, "cuda" if "cuda" in path.device.lower() else "cpu"): path.taken for path in paths()}
+
+
+# All numbers.
+
+
+def exhausted(task: Task) -> Iterator[Judgement]:
+    for name, one in exhaustive(task.function, task.dtype):
+        share, way = worst(task, one)
+        failure = None
+        if not share.used <= 1:
+            size = tuple(x[share.at[0] : share.at[0] + 1] for x in one.arrays)
+            at = slice(share.at[0], share.at[0] + 1)
+            small = dataclasses.replace(
+                one, arrays=size, items=one.items[at], gradient=one.gradient[at],
+                item_budget=one.item_budget[at], gradient_budget=one.gradient_budget[at],
+            )  # fmt: skip
+            failure = _described(task, name, small, share, way)
+        yield Judgement(share.used, failure, one.items.high.size)
+
+
+# Derivatives of every kind.
+
+DERIVATIVES = {
+    "numpy": ("threads",),
+    "torch": ("double backward", "func.jvp", "func.hessian", "func.vmap of func.grad", "autocast, bfloat16 logits"),
+    "jax": ("jvp", "hessian", "vmap over weights and labels"),
+    "dask": ("chunks that differ",),
+}
+"""Rows of the tables of `interchange`, in a run that is not thorough."""
+
+
+def derivatives(task: Task) -> Iterator[Judgement]:
+    from polyloss.conformance import interchange
+
+    library = task.route.library
+    for name, row in interchange.table(library).items():
+        if row.processes or task.function in row.unless or not (task.level == "thorough" or name in DERIVATIVES[library]):
+            continue
+        rows = [loss for loss in interchange.applies(row) if LOSSES[loss].loss.__name__ == task.function]
+        for loss in rows[:1] if task.level == "quick" else rows:
+            failure = None
+            try:
+                interchange.check(library, row, loss)
+            except Exception as error:
+                got = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+                line = (
+                    "from polyloss.conformance import interchange; "
+                    f"interchange.check({library!r}, interchange.table({library!r})[{name!r}], {loss!r})"
+                )
+                law = "a loss under a transformation is the loss"
+                failure = Failure(law, f"{task.route}, {loss}, {name}", "", line, row.summary, got)
+            yield Judgement(None, failure)
+
+
+def _derives(task: Task) -> str | None:
+    """In the dtype of each table's own choice, which is named float64 here."""
+    if task.route.device != "cpu" or task.route.library not in DERIVATIVES or task.dtype != "float64":
+        return None
+    if task.route.path not in ("kernel", "generic") or (task.route.library, task.route.path) == ("jax", "generic"):
+        return None
+    return None if task.route.library == "jax" and task.route.path == "generic" else ""
+
+
+# The table.
+
+
+def _law_check(law: Law) -> Check:
+    slow_and_quick = lambda task: SLOWLY if task.level == "quick" and slow(task.route) and not law.quick else ""  # noqa: E731
+    return Check(
+        law.name,
+        law.summary,
+        functools.partial(lawful, law),
+        law.functions or LOSS_NAMES,
+        lambda task: law.unless(task.route, task.dtype, task.function),
+        slow_and_quick,
+    )
+
+
+def _limits_apply(task: Task) -> str | None:
+    return None if task.dtype not in ("float32", "float64") or task.route.path == "compiled" else ""
+
+
+def _later(task: Task) -> str:
+    if task.level == "quick" and task.route.path == "compiled":
+        few = ("softmax_cross_entropy", "sigmoid_cross_entropy", "bpr")
+        return "" if task.function in few and task.dtype == "float32" else SLOWLY
+    if task.level == "quick" and task.route.library == "jax" and task.dtype in ("float64", "bfloat16"):
+        return SLOWLY
+    return ""
+
+
+def _exhausts(task: Task) -> str | None:
+    return None if exhausts(task.function, task.dtype) or task.route.path == "compiled" else ""
+
+
+CHECKS: tuple[Check, ...] = (
+    Check("accuracy", "Values and gradients are within the budget around the oracle.", accuracy, later=_later),
+    Check("limits", "Infinities, NaN, kinks and nothing are as by hand.", limits, unless=_limits_apply, later=_later),
+    Check("all numbers", "All 16-bit numbers, and all pairs of a grid.", exhausted, unless=_exhausts, later=_later),
+    *map(_law_check, LAWS.values()),
+    Check(
+        "agreement",
+        "Libraries agree within twice the budget, to the bit where the same kernel ran.",
+        agreement,
+        unless=lambda task: None if task.route.library == "numpy" else "",
+        later=_later,
+    ),
+    Check(
+        "derivatives",
+        "Second derivatives, forward mode and batches, against differences.",
+        derivatives,
+        LOSS_NAMES,
+        _derives,
+        lambda task: (
+            SLOWLY
+            if task.level == "quick"
+            and slow(task.route)
+            and task.function not in ("softmax_cross_entropy", "sigmoid_cross_entropy", "contrastive")
+            else ""
+        ),
+    ),
+)

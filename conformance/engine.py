@@ -1,0 +1,242 @@
+"""Checks, and the cells in which they run.
+
+A `Check` is run in cells: a function, a route and a dtype. In each it yields judgements: the share of its budget that a
+result has used, or a failure. `cells` lists them, `run` runs one, and `check` runs all and makes the report; pytest runs
+the same cells one by one (`test_conformance`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fnmatch
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from polyloss.conformance.environment import describe
+from polyloss.conformance.grid import VARIANTS
+from polyloss.conformance.report import Cell, Failure, Report, Status
+from polyloss.conformance.routes import DTYPES, PATHS, Route, routes
+
+__all__ = ["LEVELS", "Check", "Judgement", "Task", "cells", "check", "checks", "run"]
+
+Level: TypeAlias = Literal["quick", "standard", "thorough"]
+LEVELS: tuple[Level, ...] = ("quick", "standard", "thorough")
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What came of a few cases: the share of the budget, where there is one, and a failure if they failed."""
+
+    share: float | None = None
+    failure: Failure | None = None
+    cases: int = 1
+
+
+@dataclass(frozen=True)
+class Task:
+    """A cell before it is run."""
+
+    check: Check
+    function: str
+    route: Route
+    dtype: str
+    level: Level
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.check.name}-{self.function}-{self.route}-{self.dtype}"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question."""
+
+    name: str
+    summary: str
+    judge: Callable[[Task], Iterator[Judgement]]
+    functions: Sequence[str] = tuple(VARIANTS)
+    unless: Callable[[Task], str | None] = field(default=lambda task: "")
+    """Empty where it is asked, None where it is not, else why it cannot be."""
+
+    later: Callable[[Task], str] = field(default=lambda task: "")
+    """Why a run of this level leaves it out; empty where it is run."""
+
+
+def checks() -> tuple[Check, ...]:
+    """All of them, cheap ones first."""
+    from polyloss.conformance.checks import CHECKS
+
+    return CHECKS
+
+
+def cells(
+    backend: str | Sequence[str] | None = None,
+    *,
+    loss: str | Sequence[str] | None = None,
+    dtype: str | Sequence[str] | None = None,
+    device: str | None = None,
+    path: str | Sequence[str] | None = None,
+    level: Level = "standard",
+    seed: int = 0,
+) -> Iterator[Task]:
+    """The cells that are selected, in the order in which they are run. Raises ValueError for a name that is unknown."""
+    if level not in LEVELS:
+        raise ValueError(f"level must be one of {', '.join(LEVELS)}, got {level!r}")
+    everywhere = routes()
+    wanted = _chosen("backend", backend, sorted({route.library for route in everywhere}))
+    functions = _chosen("loss", loss, tuple(VARIANTS))
+    dtypes = _chosen("dtype", dtype, DTYPES)
+    paths = _chosen("path", path, PATHS)
+    if device is not None:
+        _chosen("device", device, sorted({route.device for route in everywhere}))
+    for route in everywhere:
+        if route.library not in wanted or route.path not in paths or device not in (None, route.device):
+            continue
+        for one in checks():
+            for function in one.functions:
+                for name in dtypes:
+                    task = Task(one, function, route, name, level, seed)
+                    if function in functions and one.unless(task) is not None:
+                        yield task
+
+
+def _chosen(name: str, given: str | Sequence[str] | None, known: Sequence[str]) -> Sequence[str]:
+    if given is None:
+        return known
+    patterns = [given] if isinstance(given, str) else list(given)
+    for pattern in patterns:
+        if not fnmatch.filter(known, pattern):
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {pattern!r}")
+    return [one for one in known if any(fnmatch.fnmatch(one, pattern) for pattern in patterns)]
+
+
+def run(task: Task, *, fail_fast: bool = False) -> Cell:
+    """Runs one cell."""
+    start = time.perf_counter()
+    share: float | None = None
+    failures: list[Failure] = []
+    cases = 0
+
+    def cell(status: Status, reason: str = "") -> Cell:
+        place = (task.function, task.route.library, task.route.path, task.dtype, task.route.device)
+        seconds = round(time.perf_counter() - start, 4)
+        return Cell(task.check.name, *place, status, reason, share, cases, seconds, tuple(failures))
+
+    if reason := task.route.unless(task.dtype) or task.check.unless(task):
+        return cell("not applicable", reason)
+    if reason := task.route.missing:
+        return cell("not run", reason)
+    if reason := task.check.later(task):
+        return cell("not run", reason)
+    with task.route.inside(task.dtype), _quiet():
+        for judgement in _judged(task):
+            cases += judgement.cases
+            if judgement.share is not None:
+                share = max(share or 0.0, float(judgement.share))
+            if judgement.failure is not None:
+                failures.append(judgement.failure)
+                if fail_fast:
+                    break
+    return cell("failed" if failures else "passed")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Infinities are meant, and a warning of a framework is no finding."""
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _judged(task: Task) -> Iterator[Judgement]:
+    """The judgements; an exception is a failure like another."""
+    try:
+        yield from task.check.judge(task)
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}"
+        line = _command(task)
+        yield Judgement(failure=Failure(task.check.summary, "an exception", "", line, "a number", message))
+
+
+def _command(task: Task) -> str:
+    route = task.route
+    return (
+        f"polyloss conformance --library {route.library} --path {route.path} --loss {task.function} "
+        f"--dtype {task.dtype} --check '{task.check.name}' --{task.level} --seed {task.seed}"
+    )
+
+
+def check(
+    backend: str | Sequence[str] | None = None,
+    *,
+    loss: str | Sequence[str] | None = None,
+    dtype: str | Sequence[str] | None = None,
+    device: str | None = None,
+    path: str | Sequence[str] | None = None,
+    only: str | Sequence[str] | None = None,
+    level: Level = "standard",
+    seed: int = 0,
+    fail_fast: bool = False,
+    progress: Callable[[int, int, Cell], None] | None = None,
+) -> Report:
+    """Checks that backends give the right numbers, and the same ones.
+
+    Parameters
+    ----------
+    backend, loss, dtype, device, path : str or sequence of str, optional
+        What is checked: array libraries ("numpy", "torch", ..., or the name of an entry point), functions ("bpr",
+        "softmax", ...), dtypes, devices ("cpu", "cuda"), paths ("kernel", "generic", "compiled", "jit"). Default: all.
+        ``*`` stands for any text.
+    only : str or sequence of str, optional
+        The names of checks. Default: all.
+    level : {"quick", "standard", "thorough"}, default "standard"
+        How many cases.
+    seed : int, default 0
+        Of what is drawn.
+    fail_fast : bool, default False
+        Whether to stop at the first failure.
+    progress : callable, optional
+        Called with the number of cells that were run, the number of all, and the last of them.
+
+    Returns
+    -------
+    Report
+        A cell for each check, function, library, path, dtype and device.
+
+    Raises
+    ------
+    ValueError
+        A name that is unknown; the message lists the known ones.
+
+    Examples
+    --------
+    >>> from polyloss.conformance import check
+    >>> report = check("numpy", loss="bpr", dtype="float32", path="generic", only="accuracy")
+    >>> report.conforms, report.counts["failed"]
+    (True, 0)
+    """
+    names = _chosen("check", only, [one.name for one in checks()])
+    selected = cells(backend, loss=loss, dtype=dtype, device=device, path=path, level=level, seed=seed)
+    tasks = [task for task in selected if task.check.name in names]
+    created, start = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
+    found: list[Cell] = []
+    for task in tasks:
+        found.append(run(task, fail_fast=fail_fast))
+        if progress is not None:
+            progress(len(found), len(tasks), found[-1])
+        if fail_fast and found[-1].status == "failed":
+            break
+    options = {"level": level, "seed": seed, "backend": backend, "loss": loss, "dtype": dtype, "device": device}
+    options |= {"path": path, "only": only, "fail_fast": fail_fast}
+    seconds = time.perf_counter() - start
+    return Report(tuple(found), describe(), options, created.isoformat(timespec="seconds"), seconds)
+
+
+Result: TypeAlias = Any

@@ -1,0 +1,432 @@
+"""What holds of every loss in every array library, whatever the numbers.
+
+A law is a function of a `Subject` and a `Draw`; it raises AssertionError where it does not hold. `LAWS` is the table
+of them. Laws of single losses are in `special_laws`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import polyloss
+from polyloss.conformance import textbook
+from polyloss.conformance.routes import DTYPES, Route, to_numpy
+from polyloss.conformance.subject import Draw, Subject, same
+
+__all__ = ["LAWS", "Law", "law"]
+
+Run = Callable[[Subject, Draw], None]
+Applies = Callable[[Route, str, str], str | None]
+
+
+@dataclass(frozen=True)
+class Law:
+    """One law, and where it is asked."""
+
+    name: str
+    run: Run
+    unless: Applies  # (route, dtype, function) -> "" where it holds, None where it is not asked, else why it cannot be
+    once: bool  # one draw is enough
+    quick: bool  # cheap enough for a compiler that compiles every shape anew
+    functions: tuple[str, ...]  # the losses that it speaks of; empty: all
+
+    @property
+    def summary(self) -> str:
+        return (self.run.__doc__ or "").partition("\n")[0]
+
+
+LAWS: dict[str, Law] = {}
+
+
+def _wide(route: Route, dtype: str, function: str) -> str | None:
+    """16-bit results have a law of their own; compiled calls are judged by their accuracy and their derivatives."""
+    return None if dtype not in ("float32", "float64") or route.path in ("compiled", "jit") else ""
+
+
+def only(*libraries: str, path: str = "", dtypes: tuple[str, ...] = DTYPES) -> Applies:
+    """A law of these libraries alone."""
+
+    def unless(route: Route, dtype: str, function: str) -> str | None:
+        if route.library not in libraries or (path and route.path != path) or dtype not in dtypes:
+            return None
+        return _wide(route, dtype, function)
+
+    return unless
+
+
+def law(
+    name: str, unless: Applies = _wide, *, once: bool = False, quick: bool = True, functions: tuple[str, ...] = ()
+) -> Callable[[Run], Run]:
+    """Puts a law into the table."""
+
+    def put(run: Run) -> Run:
+        assert name not in LAWS and run.__doc__
+        LAWS[name] = Law(name, run, unless, once, quick, functions)
+        return run
+
+    return put
+
+
+# Weights, masks, reductions.
+
+
+@law("mask")
+def mask(subject: Subject, draw: Draw) -> None:
+    """A masked item is as if it were not there, whatever lies behind the mask."""
+    row, rng = subject.row, draw.rng
+    n = draw.n + 2
+    keep = np.zeros(n, bool)
+    least = max(row.fewest, 1)
+    keep[rng.permutation(n)[: least + draw.seed % (n - least)]] = True
+    arguments = subject.draw(draw, n)
+    dirty = {name: x.copy() for name, x in arguments.items()}
+    for i, (key, x) in enumerate(dirty.items()):
+        if key in row.shared:
+            continue
+        if x.dtype == bool:
+            x[~keep] = False
+            continue
+        bad: list[Any] = [row.garbage[key]] if key in row.garbage else []
+        bad += [np.nan, np.inf, -np.inf] if x.dtype.kind == "f" else []
+        if bad:
+            x[~keep] = bad[(draw.seed + i) % len(bad)]
+    weights = rng.random(n) + 0.5
+    weights[~keep] = np.nan
+    clean = row.take(arguments, keep)
+    for reduction in ("mean", "sum"):
+        value, gradients = subject.value_and_gradients(dirty, where=keep, weights=weights, reduction=reduction)
+        expected, slopes = subject.value_and_gradients(clean, weights=weights[keep], reduction=reduction)
+        subject.close(value, expected, f"the {reduction} with a mask")
+        for key, gradient in gradients.items():
+            got, want = to_numpy(gradient), to_numpy(slopes[key])
+            if key not in row.shared:
+                same(got[~keep], np.zeros_like(got[~keep]), f"the gradient in {key} of a masked item")
+                got = got[keep]
+            subject.close(got, want, f"the gradient in {key} with a mask", factor=10)
+
+
+@law("reductions")
+def reductions(subject: Subject, draw: Draw) -> None:
+    """Sum of none = sum; mean = sum(w l) / sum(w); a denominator replaces sum(w)."""
+    arguments = subject.draw(draw)
+    shape = (draw.n, *subject.row.item_shape)
+    plain = subject.items(arguments).astype(np.float64)
+    assert plain.shape == shape, f"items of shape {plain.shape}, not {shape}"
+    shapes = [(), (draw.n,), shape, (1,) * len(shape)]
+    for which in (draw.seed % 4, (draw.seed + 1) % 4):
+        weights = draw.rng.random(shapes[which]) + 0.1
+        weights = np.asarray(weights, subject.dtype).astype(np.float64)
+        full = np.broadcast_to(weights.reshape(weights.shape + (1,) * (len(shape) - weights.ndim)), shape)
+        none, total = (subject.value(arguments, weights=weights, reduction=r) for r in ("none", "sum"))
+        subject.close(none, full * plain, "the weighted items")
+        subject.close(total, np.sum(full * plain), "the weighted sum")
+        divided = subject.value(arguments, weights=weights, denominator=2.5)
+        subject.close(divided, np.sum(full * plain) / 2.5, "the sum over a denominator")
+        if "class_weights" not in arguments:
+            mean = subject.value(arguments, weights=weights)
+            subject.close(mean, np.sum(full * plain) / np.sum(full), "the weighted mean")
+
+
+@law("textbook")
+def in_textbook(subject: Subject, draw: Draw) -> None:
+    """Items and weighted mean of a whole call are those of the textbook's formulas."""
+    arguments = subject.draw(Draw(draw.seed, min(draw.n, 4), draw.magnitude))
+    n = len(next(iter(arguments.values())))
+    weights = np.asarray(draw.rng.random(n) + 0.1, subject.dtype)
+    slack = 10 * max(1.0, draw.magnitude) if "info_nce" in subject.row.loss.__name__ else 10
+    subject.close(subject.items(arguments), textbook.items(subject.row, arguments), "the items", factor=slack)
+    mean = textbook.mean(subject.row, arguments, weights.astype(np.float64))
+    subject.close(subject.value(arguments, weights=weights), mean, "the weighted mean", factor=slack)
+
+
+@law("nothing to average", once=True)
+def nothing(subject: Subject, draw: Draw) -> None:
+    """Without anything to average the mean is NaN, the sum is 0, and the gradient is 0."""
+    arguments = subject.draw(draw, 3)
+    masked: dict[str, Any] = {"where": np.zeros(3, bool)}
+    cases = (
+        (masked, np.nan),
+        ({"weights": np.zeros(3)}, np.nan),
+        ({"denominator": 0.0}, np.nan),
+        (masked | {"reduction": "sum"}, 0.0),
+        (masked | {"denominator": 4.0}, 0.0),
+    )
+    for options, mean in cases:
+        value, gradients = subject.value_and_gradients(arguments, **options)
+        same(value, np.asarray(mean), f"the value with {', '.join(options)}")
+        for key, gradient in gradients.items():
+            zero = np.zeros(arguments[key].shape)
+            same(gradient, zero, f"the gradient in {key} with {', '.join(options)}")
+
+
+@law("no items", once=True, quick=False)
+def no_items(subject: Subject, draw: Draw) -> None:
+    """A batch of nothing has a mean of NaN, a sum of 0, and an empty gradient."""
+    empty = subject.row.take(subject.draw(draw, 4), slice(0, 0))
+    value, gradients = subject.value_and_gradients(empty)
+    same(value, np.asarray(np.nan), "the mean")
+    for key, gradient in gradients.items():
+        assert tuple(gradient.shape) == empty[key].shape, f"the gradient in {key} has shape {tuple(gradient.shape)}"
+    same(subject.value(empty, reduction="sum"), np.asarray(0.0), "the sum")
+    assert subject.items(empty).shape == (0, *subject.row.item_shape), "the items have another shape"
+
+
+# Derivatives.
+
+
+@law("differences", only("numpy", "torch", "array_api_strict", dtypes=("float64",)))
+def differences(subject: Subject, draw: Draw) -> None:
+    """The gradient is that of the value, by finite differences, with weights and a mask, whatever the reduction."""
+    rng, n = draw.rng, max(draw.n, 3)
+    row = subject.row
+    arguments = row.arguments(draw.seed, n)
+    options: dict[str, Any] = {"weights": rng.random(n) + 0.1, "where": np.arange(n) != draw.seed % n}
+    options["reduction"] = ("mean", "sum", "none")[draw.seed % 3]
+    _, gradients = subject.value_and_gradients(arguments, **options)
+    for key, found in gradients.items():
+        gradient = to_numpy(found)
+        direction = rng.standard_normal(gradient.shape)
+        direction = direction * _interior(row.loss, key, arguments, direction)
+        step = 1e-6
+        ahead, behind = (
+            np.sum(to_numpy(subject.value(arguments | {key: arguments[key] + s * step * direction}, **options)))
+            for s in (1, -1)
+        )
+        expected = (ahead - behind) / (2 * step)
+        got = np.sum(gradient * direction)
+        tolerance = 1e-6 * (1 + np.sum(np.abs(gradient)))
+        assert abs(got - expected) <= tolerance, f"the slope in {key}: {got}, by differences {expected}"
+
+
+def _interior(loss: Any, key: str, arguments: dict[str, np.ndarray], direction: np.ndarray) -> Any:
+    """Rows of probabilities keep their sum, and targets at 0 stay there; everything else is free."""
+    if key == "targets":
+        return arguments[key] > 0
+    if loss is polyloss.log_loss and key == "probabilities":
+        direction -= direction.mean(axis=-1, keepdims=True)
+        return 0.01
+    return 1.0
+
+
+def _has_autodiff(route: Route, dtype: str, function: str) -> str | None:
+    if dtype not in ("float32", "float64") or str(route) == "jax generic":
+        return None
+    return "" if route.autodiff else f"{route.library} has no autodiff of its own"
+
+
+@law("autodiff", _has_autodiff)
+def autodiff(subject: Subject, draw: Draw) -> None:
+    """The library's autodiff gives the formula's gradient, times whatever comes from above; times 0 it is 0."""
+    route, n = subject.route, max(draw.n, 3)
+    arguments = subject.draw(draw, n)
+    options: dict[str, Any] = {"weights": draw.rng.random(n) + 0.1, "where": np.arange(n) != 1}
+    plain = subject.on(Route(route.library, "kernel", route.device) if route.path in ("compiled", "jit") else route)
+    _, slopes = plain.value_and_gradients(arguments, **options)
+    given = subject.given(arguments, options)
+    for way in route.autodiff:
+        for key, slope in slopes.items():
+            of = functools.partial(_in_one, subject.row.loss, given, key)
+            _, gradient = route.pulled(way, of, given[key], route.array(np.asarray(1.5), subject.dtype))
+            subject.close(np.asarray(gradient) / 1.5, slope, f"{way}'s gradient in {key}", factor=10)
+            if way in ("compile", "jit"):
+                break  # which compile anew for each parameter
+        first = next(iter(slopes))
+        of = functools.partial(_in_one, subject.row.loss, given | {"reduction": "none"}, first)
+        shape = (n, *subject.row.item_shape)
+        cotangent = np.asarray(draw.rng.standard_normal(shape), subject.dtype).astype(np.float64)
+        weights = np.asarray(options["weights"], subject.dtype).astype(np.float64)
+        spread = weights.reshape((-1,) + (1,) * (len(shape) - 1))
+        _, expected = plain.value_and_gradients(
+            arguments, weights=np.broadcast_to(spread, shape) * cotangent, where=options["where"], reduction="sum"
+        )
+        _, gradient = route.pulled(way, of, given[first], route.array(cotangent, subject.dtype))
+        subject.close(gradient, expected[first], f"{way}'s gradient of the items", factor=10)
+        _, gradient = route.pulled(way, of, given[first], route.array(np.zeros(shape), subject.dtype))
+        same(np.abs(np.asarray(gradient)), np.zeros(arguments[first].shape), f"{way}'s gradient, times 0")
+
+
+def _in_one(loss: Any, given: dict[str, Any], key: str, x: Any) -> Any:
+    return loss(**given | {key: x})
+
+
+# The same numbers, however they come.
+
+
+@law("agreement in every parameter", only("torch", "jax", "dask", "array_api_strict", "cupy"))
+def numbers_of_numpy(subject: Subject, draw: Draw) -> None:
+    """Value and gradients are NumPy's, in the library, dtype and shape of the inputs."""
+    n = draw.n + 1
+    arguments = subject.draw(draw, n)
+    options = {"where": np.arange(n) != 0} if n > subject.row.fewest else {}
+    value, gradients = subject.value_and_gradients(arguments, **options)
+    expected, slopes = subject.on(Route("numpy", "generic")).value_and_gradients(arguments, **options)
+    like = subject.route.array(np.zeros(2, subject.dtype))
+    subject.close(value, expected, "the value", factor=10)
+    assert value.dtype == like.dtype, f"the value has dtype {value.dtype}, not {like.dtype}"
+    for key, gradient in gradients.items():
+        assert type(gradient) is type(like), f"the gradient in {key} is a {type(gradient)}"
+        assert gradient.dtype == like.dtype, f"the gradient in {key} has dtype {gradient.dtype}"
+        subject.close(gradient, slopes[key], f"the gradient in {key}", factor=10)
+
+
+@law("permutation", once=True, quick=False)
+def permutation(subject: Subject, draw: Draw) -> None:
+    """Items may come in any order."""
+    arguments = subject.draw(draw, 4)
+    order = np.array([2, 0, 3, 1])
+    items = subject.items(subject.row.take(arguments, order))
+    subject.close(items, subject.items(arguments)[order], "the items in another order", factor=10)
+
+
+@law("again")
+def again(subject: Subject, draw: Draw) -> None:
+    """A second call of the same shapes sees its own numbers and options; the same call gives the same bits."""
+    n = max(draw.n, 2)
+    formula = subject.on(Route("numpy", "generic"))
+    rng = draw.rng
+    for seed in (draw.seed, draw.seed + 1, draw.seed):
+        arguments = subject.draw(Draw(seed, n, draw.magnitude))
+        options: dict[str, Any] = {"weights": rng.random(n) + 0.1, "where": rng.permutation(n) != 0}
+        value, gradients = subject.value_and_gradients(arguments, **options)
+        expected, slopes = formula.value_and_gradients(arguments, **options)
+        subject.close(value, expected, "the value of a later call", factor=10)
+        for key, gradient in gradients.items():
+            subject.close(gradient, slopes[key], f"the gradient in {key} of a later call", factor=10)
+        value_again, gradients_again = subject.value_and_gradients(arguments, **options)
+        same(value_again, value, "the value of the same call")
+        for key, gradient in gradients.items():
+            same(gradients_again[key], gradient, f"the gradient in {key} of the same call")
+    for count in (n, n + 1):
+        arguments = subject.draw(draw, count)
+        for name, option in (("reduction", "sum"), ("denominator", 3.0), ("denominator", 7.0)):
+            value = subject.value(arguments, **{name: option})
+            subject.close(value, formula.value(arguments, **{name: option}), f"{name}={option}, n={count}", factor=10)
+
+
+@law("layout", only("numpy", "torch"))
+def layout(subject: Subject, draw: Draw) -> None:
+    """Inputs may be read-only, strided, reversed or Fortran-ordered; they are not touched, and no result is one."""
+    arguments = subject.draw(draw, 4)
+    expected, slopes = subject.value_and_gradients(arguments)
+
+    def every_other(x: np.ndarray) -> np.ndarray:
+        return np.repeat(x, 2, axis=0)[::2]
+
+    def every_third_of_the_last(x: np.ndarray) -> np.ndarray:
+        return np.repeat(x, 3, axis=-1)[..., ::3]
+
+    def reversed_twice(x: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(x[::-1])[::-1]
+
+    for change in (every_other, every_third_of_the_last, reversed_twice, np.asfortranarray):
+        laid = {key: change(x) for key, x in arguments.items()}
+        copies = {key: x.copy() for key, x in laid.items()}
+        if subject.route.library == "torch":
+            if change is reversed_twice:
+                continue  # torch has no negative strides
+            import torch
+
+            given = {key: torch.from_numpy(x) for key, x in laid.items()}
+            wrt = subject.row.floating(arguments)
+            value, found = polyloss.value_and_grad(subject.row.loss, wrt)(**given | subject.row.options)
+            gradients = dict(zip(wrt, found))
+        else:
+            for x in laid.values():
+                x.flags.writeable = False
+            value, gradients = subject.value_and_gradients(laid)
+        subject.close(value, expected, f"the value, inputs {change.__name__}", factor=10)
+        for key, x in laid.items():
+            same(x, copies[key], f"the input {key} afterwards")
+            if key in gradients:
+                what = f"the gradient in {key}, inputs {change.__name__}"
+                subject.close(gradients[key], slopes[key], what, factor=10)
+                assert not np.shares_memory(to_numpy(gradients[key]), x), f"{what} shares the memory of {key}"
+
+
+@law("large batch", only("numpy", "torch", dtypes=("float32",)), once=True)
+def large_batch(subject: Subject, draw: Draw) -> None:
+    """An item of a large batch is, to the bit, what it is alone; the sum is theirs, and no number of threads changes it."""
+    row = subject.row
+    if row.loss is polyloss.info_nce:
+        return  # its items depend on each other
+    n = 70_001
+    arguments = subject.draw(draw, n)
+    value, gradients = subject.value_and_gradients(arguments, reduction="none")
+    items = to_numpy(value)
+    for part in (slice(0, 40), slice(n // 2, n // 2 + 40), slice(n - 40, n)):
+        piece = row.take(arguments, part)
+        alone, slopes = subject.value_and_gradients(piece, reduction="none")
+        same(items[part], alone, f"items {part.start} to {part.stop} of a large batch")
+        for key, slope in slopes.items():
+            same(to_numpy(gradients[key])[part], slope, f"the gradient in {key} of items {part.start} to {part.stop}")
+    items = subject.items(arguments)  # a kernel of its own
+    halves = [subject.items(row.take(arguments, part)) for part in (slice(0, n // 2), slice(n // 2, n))]
+    same(items, np.concatenate(halves), "the items of a large batch")
+    total, slopes = subject.value_and_gradients(arguments, reduction="sum")
+    exact = np.sum(items.astype(np.float64))
+    slack = 30 * 2.0**-24 * np.sum(np.abs(items.astype(np.float64)))  # log2 N ulp, and some
+    assert abs(float(to_numpy(total)) - exact) <= slack, f"the sum of {n} items: {total}, not {exact}"
+    for key, slope in slopes.items():
+        same(slope, gradients[key], f"the gradient in {key} of the sum")
+
+
+@law("lists", only("numpy", path="kernel", dtypes=("float64",)), once=True)
+def lists(subject: Subject, draw: Draw) -> None:
+    """Lists and Python numbers are read."""
+    arguments = subject.draw(draw, 3)
+    expected = subject.value(arguments, weights=np.array(2.0), denominator=np.array(3.0))
+    listed = {key: x.tolist() for key, x in arguments.items()}
+    subject.close(subject.value(listed, weights=2, denominator=3), expected, "the value of lists")
+    value, _ = polyloss.value_and_grad(subject.row.loss)(**listed, **subject.row.options)
+    assert value.dtype == np.float64, f"lists give {value.dtype}"
+
+
+def _sixteen_bits(route: Route, dtype: str, function: str) -> str | None:
+    return None if dtype not in ("float16", "bfloat16") or route.path in ("compiled", "jit") else ""
+
+
+@law("16 bits", _sixteen_bits, once=True)
+def sixteen_bits(subject: Subject, draw: Draw) -> None:
+    """16-bit inputs give float32 losses, and gradients in their own dtype, those of the rounded inputs."""
+    arguments = subject.draw(draw, 3)
+    if subject.row.loss is polyloss.log_loss:  # whose rows must still sum to 1
+        p = np.floor(arguments["probabilities"].astype(np.float64) * 128) / 128
+        p[np.arange(3), np.argmax(p, axis=-1)] += 1 - p.sum(axis=-1)
+        arguments["probabilities"] = p.astype(np.float32)
+    exact = {key: x.astype(np.float32) if x.dtype.kind == "f" else x for key, x in arguments.items()}
+    formula = Subject(subject.row, Route("numpy", "generic"), "float32")
+    expected, slopes = formula.value_and_gradients(exact)
+    value, gradients = subject.value_and_gradients(arguments)
+    assert "float32" in str(value.dtype), f"the loss has dtype {value.dtype}"
+    products = subject.row.loss is polyloss.info_nce  # are in 16 bits, on some platforms
+    formula.close(value, expected, "the value", factor=1e3 if products else 10)
+    resolution = 2.0 ** (-10 if subject.dtype == "float16" else -7)
+    tiny = 6e-8 if subject.dtype == "float16" else 0.0
+    for key, gradient in gradients.items():
+        assert subject.dtype in str(gradient.dtype), f"the gradient in {key} has dtype {gradient.dtype}"
+        got, want = to_numpy(gradient).astype(np.float64), to_numpy(slopes[key])
+        allowed = resolution * (np.abs(want) + 1e-5) + tiny
+        if products:
+            allowed = allowed + 4 * resolution * np.max(np.abs(want), initial=0.0)
+        assert np.all(np.abs(got - want) <= allowed), f"the gradient in {key}: {got.tolist()}, not {want.tolist()}"
+
+
+@law("partial", only("numpy", "torch"), once=True)
+def partial_loss(subject: Subject, draw: Draw) -> None:
+    """A `functools.partial` of a loss has its gradient, in several parameters in the order that is asked for."""
+    arguments = subject.draw(draw, 4)
+    where = np.array([True, True, True, False])
+    expected, slopes = subject.value_and_gradients(arguments, where=where, reduction="sum")
+    wrt = tuple(reversed(subject.row.floating(arguments)))
+    given = subject.given(arguments, {"where": where})
+    kept = {key: given.pop(key) for key in list(given) if key not in arguments}
+    loss = functools.partial(subject.row.loss, reduction="sum", **kept)
+    value, gradients = polyloss.value_and_grad(loss, wrt)(**given)
+    subject.close(value, expected, "the value of a partial loss")
+    for key, gradient in zip(wrt, gradients):
+        subject.close(gradient, slopes[key], f"the gradient in {key} of a partial loss", factor=10)

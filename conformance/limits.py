@@ -1,0 +1,211 @@
+"""Limits by hand arithmetic: infinities, NaN, ties, zero vectors, kinks, and the largest finite numbers.
+
+Where an oracle would compute infinity minus infinity, the limit is stated here. Numbers are exact in every dtype, or
+are compared to a few ulp.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import polyloss
+
+__all__ = ["LIMITS", "Limit"]
+
+INF, NAN = math.inf, math.nan
+BIG = 3e38
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A call, and what it must give."""
+
+    function: Any
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+    items: Any
+    gradient: Any  # in the first argument; None: not stated
+    cotangent: Any = None  # of a transform; None: ones
+    plain: bool = True  # whether plain array code, differentiated by the library, has the limit too
+
+    @property
+    def name(self) -> str:
+        """Of the function."""
+        return str(self.function.__name__)
+
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        return tuple(map(np.asarray, self.arguments))
+
+
+LIMITS: dict[str, Limit] = {
+    "an infinite logit takes its limit": Limit(
+        polyloss.sigmoid_cross_entropy,
+        ([INF, -INF, INF, -INF, NAN], [1.0, 0.0, 0.0, 1.0, 1.0]),
+        {},
+        [0, 0, INF, INF, NAN],
+        [0, 0, 1, -1, NAN],
+    ),
+    "a class at -inf has probability 0": Limit(
+        polyloss.softmax_cross_entropy,
+        ([[-INF, 0.0, 0.0], [-INF, 0.0, 0.0]], [1, 0]),
+        {},
+        [math.log(2), INF],
+        [[0, -0.5, 0.5], [-1, 0.5, 0.5]],
+    ),
+    "0 times inf is 0 in soft targets": Limit(
+        polyloss.softmax_cross_entropy,
+        ([[-INF, 0.0, 0.0]], [[0.0, 0.5, 0.5]]),
+        {},
+        [math.log(2)],
+        [[0, 0, 0]],
+    ),
+    "one logit of +inf takes its limit, two or none finite are nan": Limit(
+        polyloss.softmax_cross_entropy,
+        ([[INF, 0.0], [INF, 0.0], [INF, INF], [-INF, -INF]], [0, 1, 0, 0]),
+        {},
+        [0, INF, NAN, NAN],
+        [[0, 0], [1, -1], [NAN, NAN], [NAN, NAN]],
+        plain=False,
+    ),
+    "z_loss of an infinite logit leaves the others alone": Limit(
+        polyloss.softmax_cross_entropy,
+        ([[0.0, INF, 1.0]], [1]),
+        {"z_loss": 0.1},
+        [INF],
+        [[0, INF, 0]],
+        plain=False,
+    ),
+    "one class is certain": Limit(polyloss.softmax_cross_entropy, ([[3.0], [NAN]], [0, 0]), {}, [0, NAN], [[0], [NAN]]),
+    "a masked class is not read": Limit(
+        polyloss.softmax_cross_entropy,
+        ([[NAN, 0.0, 0.0], [INF, 0.0, 0.0]], [1, 0]),
+        {"class_mask": [False, True, True]},
+        [math.log(2), INF],
+        [[0, -0.5, 0.5], [0, 0.5, 0.5]],
+    ),
+    "ties are no kink": Limit(polyloss.softmax_cross_entropy, ([[1.0, 1.0]], [0]), {}, [math.log(2)], [[-0.5, 0.5]]),
+    "confidence keeps its digits": Limit(
+        polyloss.softmax_cross_entropy,
+        ([[0.0, 40.0], [0.0, 80.0]], [1, 1]),
+        {},
+        [4.248354255291589e-18, 1.8048513878454153e-35],
+        [[4.248354255291589e-18, -4.248354255291589e-18], [1.8048513878454153e-35, -1.8048513878454153e-35]],
+    ),
+    "the hinge is flat at its kink": Limit(
+        polyloss.pairwise_hinge,
+        ([1.0, 0.5, NAN], [0.0, 0.0, 0.0]),
+        {},
+        [0, 0.5, NAN],
+        [0, -1, -1],
+    ),
+    "bpr of a hopeless pair does not overflow": Limit(polyloss.bpr, ([-1e4], [1e4]), {}, [2e4], [-1]),
+    "coinciding embeddings have gradient 0": Limit(
+        polyloss.contrastive,
+        ([[1.0, 2.0], [1.0, 2.0]], [[1.0, 2.0], [1.0, 2.0]], [1.0, 0.0]),
+        {},
+        [0, 1],
+        [[0, 0], [0, 0]],
+    ),
+    "a far dissimilar pair has no loss, whatever its square": Limit(
+        polyloss.contrastive_from_distance,
+        ([1e25, INF], [0.0, 0.0]),
+        {},
+        [0, 0],
+        [0, 0],
+    ),
+    "tiny and huge embeddings have a distance": Limit(
+        polyloss.contrastive,
+        ([[3e-30, 4e-30], [3e18, 4e18]], [[0.0, 0.0], [0.0, 0.0]], [0.0, 1.0]),
+        {"margin": 1e-29},
+        [(1e-29 - 5e-30) ** 2, 2.5e37],
+        None,
+    ),
+    "a zero vector is similar to nothing": Limit(
+        polyloss.info_nce,
+        ([[0.0, 0.0], [1.0, 0.0]], [[1.0, 0.0], [1.0, 0.0]]),
+        {"temperature": 1.0},
+        [math.log(2), math.log(2)],
+        [[0, 0], [0, 0]],
+    ),
+    "a certain and wrong probability is infinitely bad": Limit(
+        polyloss.binary_log_loss,
+        ([0.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 1.0]),
+        {},
+        [INF, INF, 0, 0],
+        None,
+    ),
+    "a clipped probability is flat": Limit(
+        polyloss.binary_log_loss,
+        ([0.0, 0.5], [1.0, 1.0]),
+        {"eps": 0.25},
+        [math.log(4), math.log(2)],
+        [0, -2],
+    ),
+    "the largest logits": Limit(
+        polyloss.sigmoid_cross_entropy,
+        ([BIG, -BIG, BIG, -BIG], [1.0, 0.0, 0.0, 1.0]),
+        {},
+        [0, 0, BIG, BIG],
+        [0, 0, 1, -1],
+    ),
+    "signed zeros": Limit(
+        polyloss.sigmoid_cross_entropy, ([0.0, -0.0], [0.0, 1.0]), {}, [math.log(2), math.log(2)], [0.5, -0.5]
+    ),
+    "an infinite distance": Limit(
+        polyloss.contrastive_from_distance, ([INF, 0.0], [1.0, 0.0]), {}, [INF, 1], [INF, -2]
+    ),
+    "infinite scores": Limit(polyloss.bpr, ([INF, -INF], [0.0, 0.0]), {}, [0, INF], [0, -1]),
+    "log loss of a certain class": Limit(polyloss.log_loss, ([[1.0, 0.0]] * 2, [0, 1]), {}, [0, INF], None),
+    "sigmoid": Limit(polyloss.sigmoid, ([0.0, INF, -INF, NAN],), {}, [0.5, 1, 0, NAN], [0.25, 0, 0, NAN]),
+    "softplus": Limit(polyloss.softplus, ([0.0, INF, -INF],), {}, [math.log(2), INF, 0], [0.5, 1, 0]),
+    "log sigmoid": Limit(polyloss.log_sigmoid, ([0.0, INF, -INF],), {}, [-math.log(2), 0, -INF], [0.5, 0, 1]),
+    "softmax": Limit(
+        polyloss.softmax,
+        ([[0.0, -INF, 0.0], [INF, 0.0, 1.0], [-INF, -INF, -INF]],),
+        {},
+        [[0.5, 0, 0.5], [1, 0, 0], [NAN, NAN, NAN]],
+        None,
+    ),
+    "softmax of what a mask keeps": Limit(
+        polyloss.softmax,
+        ([0.0, NAN, 0.0],),
+        {"where": [True, False, True]},
+        [0.5, 0, 0.5],
+        [0.25, 0, -0.25],
+        [1.0, 9.0, 0.0],
+    ),
+    "log softmax": Limit(
+        polyloss.log_softmax,
+        ([[0.0, -INF, 0.0], [INF, 0.0, 1.0], [-INF, -INF, -INF]],),
+        {},
+        [[-math.log(2), -INF, -math.log(2)], [0, -INF, -INF], [NAN, NAN, NAN]],
+        None,
+    ),
+    "log softmax of what a mask keeps": Limit(
+        polyloss.log_softmax,
+        ([0.0, 1.0, 0.0],),
+        {"where": [True, False, True]},
+        [-math.log(2), -INF, -math.log(2)],
+        [0, 0, 0],
+        [0.0, 1.0, 0.0],
+    ),
+    "log softmax beside infinity": Limit(
+        polyloss.log_softmax, ([0.0, INF, 1.0],), {}, [-INF, 0, -INF], [0.3, -0.1, -0.2], [0.3, 0.7, -0.2]
+    ),
+    "logsumexp": Limit(
+        polyloss.logsumexp,
+        ([[0.0, -INF, 0.0], [INF, INF, 1.0], [-INF, -INF, -INF]],),
+        {},
+        [math.log(2), INF, -INF],
+        None,
+    ),
+    "logsumexp of nothing": Limit(polyloss.logsumexp, ([-INF, -INF],), {}, -INF, [0, 0]),
+    "logsumexp of one infinity": Limit(polyloss.logsumexp, ([INF, 0.0],), {}, INF, [1, 0]),
+    "logsumexp of nothing kept": Limit(
+        polyloss.logsumexp, ([1.0, 2.0],), {"where": [False, False]}, -INF, [0, 0]
+    ),
+}

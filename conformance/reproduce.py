@@ -1,0 +1,69 @@
+"""One failing case again, by hand: what the line in a report calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from polyloss.conformance import grid as grids
+from polyloss.conformance.checks import answer
+from polyloss.conformance.engine import Task, checks
+from polyloss.conformance.exact import exact_case, shares
+from polyloss.conformance.laws import LAWS
+from polyloss.conformance.losses import LOSSES
+from polyloss.conformance.routes import Route
+from polyloss.conformance.subject import Draw, Subject
+
+__all__ = ["obey", "reproduce"]
+
+
+def reproduce(
+    function: str,
+    library: str,
+    path: str,
+    dtype: str,
+    *,
+    device: str = "cpu",
+    arguments: list[Any] | None = None,
+    options: dict[str, Any] | None = None,
+    case: str | None = None,
+    level: str = "standard",
+) -> float:
+    """Judges one call, given by its arguments or as a case of the grid, and prints what came out.
+
+    Returns the largest share of its budget: above 1 it is outside.
+    """
+    route = Route(library, path, device)
+    if arguments is None:
+        one = grids.grid(function, dtype, level)[str(case)]
+    else:
+        arrays = tuple(_array(x, dtype) for x in arguments)
+        kept = {name: _array(x, dtype) if isinstance(x, list) else x for name, x in (options or {}).items()}
+        one = exact_case(function, arrays, dtype, kept)
+    task = Task(checks()[0], function, route, dtype, "standard")
+    largest = 0.0
+    with route.inside(dtype):
+        for way in route.ways:
+            for share in shares(one, library, *answer(task, one, way)):
+                largest = max(largest, share.used)
+                print(
+                    f"{way}, {share.of} at {share.at}: oracle {share.expected!r}, polyloss {share.got!r}, "
+                    f"{share.ulps:.4g} ulp, budget {share.budget:.4g}"
+                )
+    return largest
+
+
+def _array(x: Any, dtype: str) -> np.ndarray:
+    found = np.asarray(x)
+    return found.astype("float64" if dtype == "float64" else "float32") if found.dtype.kind == "f" else found
+
+
+def obey(
+    law: str, loss: str, library: str, path: str, dtype: str, *, device: str = "cpu", seed: int = 0, n: int = 3,
+    magnitude: float = 1.0,
+) -> None:  # fmt: skip
+    """Asks one law of one row of `LOSSES`; it raises what the law raises."""
+    route = Route(library, path, device)
+    with route.inside(dtype):
+        LAWS[law].run(Subject(LOSSES[loss], route, dtype), Draw(seed, n, magnitude))

@@ -1,0 +1,214 @@
+"""Laws of single losses: labels, classes, what is ignored, what is invalid, and a single item."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+import polyloss
+from polyloss.conformance.laws import law, only
+from polyloss.conformance.losses import LOSSES, Row
+from polyloss.conformance.routes import Route, to_numpy
+from polyloss.conformance.subject import Draw, Subject, same
+
+__all__: list[str] = []
+
+SOFTMAX = ("softmax_cross_entropy",)
+INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool")
+
+
+def of(subject: Subject, loss: Any, **options: Any) -> Subject:
+    """A call of our own on the same route."""
+    return Subject(Row(loss, lambda *_: {}, options), subject.route, subject.dtype)
+
+
+@law("labels of every dtype", once=True, quick=False, functions=("softmax_cross_entropy", "log_loss"))
+def label_dtypes(subject: Subject, draw: Draw) -> None:
+    """Labels may have any integer dtype, or be boolean, however many classes there are."""
+    for k in (3, 200):
+        logits = draw.rng.standard_normal((4, k))
+        labels = np.array([0, 1, 1, 0]) + (k - 2 if k > 3 else 0)
+        plain = of(subject, polyloss.softmax_cross_entropy)
+        expected = plain.items({"logits": logits, "targets": labels})
+        for dtype in INTEGERS if k == 3 else INTEGERS[1:-1]:
+            got = plain.items({"logits": logits, "targets": labels.astype(dtype)})
+            subject.close(got, expected, f"the items with {dtype} labels")
+            p = np.full((4, k), 1 / k)
+            same_labels = {"probabilities": p, "targets": labels.astype(dtype)}
+            got = of(subject, polyloss.log_loss).items(same_labels)
+            subject.close(got, np.full(4, np.log(k)), f"the log loss with {dtype} labels", factor=10)
+
+
+@law("labels and one-hot rows", once=True, functions=SOFTMAX)
+def one_hot(subject: Subject, draw: Draw) -> None:
+    """An integer label and its one-hot row give the same number, with class weights and smoothing too."""
+    logits, labels = draw.rng.standard_normal((5, 4)), draw.rng.integers(4, size=5)
+    rows, c = np.eye(4)[labels], np.array([1.0, 2.0, 0.5, 3.0])
+    for options in (
+        {},
+        {"class_weights": c},
+        {"class_weights": c, "label_smoothing": 0.1, "weights": np.arange(1.0, 6)},
+    ):
+        plain = of(subject, polyloss.softmax_cross_entropy, **options)
+        hard, slope = plain.value_and_gradients({"logits": logits, "targets": labels})
+        soft, slopes = plain.value_and_gradients({"logits": logits, "targets": rows})
+        subject.close(hard, soft, "the value of labels, beside one-hot rows")
+        subject.close(slope["logits"], slopes["logits"], "the gradient of labels, beside one-hot rows")
+
+
+@law("shift", once=True, functions=SOFTMAX)
+def shift(subject: Subject, draw: Draw) -> None:
+    """A shift of all logits that rounds nothing changes no bit."""
+    logits = draw.rng.integers(-64, 64, (5, 4)) / 8
+    labels = draw.rng.integers(4, size=5)
+    plain = of(subject, polyloss.softmax_cross_entropy)
+    expected, slopes = plain.value_and_gradients({"logits": logits, "targets": labels})
+    value, gradients = plain.value_and_gradients({"logits": logits + 1024, "targets": labels})
+    same(value, expected, "the value of shifted logits")
+    same(gradients["logits"], slopes["logits"], "the gradient of shifted logits")
+
+
+@law("masked classes", once=True, functions=SOFTMAX)
+def masked_classes(subject: Subject, draw: Draw) -> None:
+    """A masked class is as if it were not there, NaN or not, along any axis, smoothed or not."""
+    logits, labels = draw.rng.standard_normal((5, 6)), draw.rng.integers(4, size=5)
+    keep = np.array([True, True, True, True, False, False])
+    dirty = np.where(keep, logits, np.nan)
+    for e in (0.0, 0.25):
+        expected, slopes = of(subject, polyloss.softmax_cross_entropy, label_smoothing=e).value_and_gradients(
+            {"logits": logits[:, :4], "targets": labels}
+        )
+        for axis in (-1, 0):
+            masked = of(subject, polyloss.softmax_cross_entropy, class_mask=keep, axis=axis, label_smoothing=e)
+            x = np.moveaxis(dirty, -1, axis)
+            value, gradients = masked.value_and_gradients({"logits": x, "targets": labels})
+            gradient = np.moveaxis(to_numpy(gradients["logits"]), axis, -1)
+            subject.close(value, expected, f"the value with masked classes, axis={axis}")
+            subject.close(gradient[:, :4], slopes["logits"], f"the gradient with masked classes, axis={axis}")
+            same(gradient[:, 4:], np.zeros((5, 2)), "the gradient in masked logits")
+
+
+@law("ignored labels", once=True, functions=SOFTMAX)
+def ignored(subject: Subject, draw: Draw) -> None:
+    """Rows of the label ``ignore_index`` are masked, -100 among 200 classes too."""
+    for k, ignore in ((4, -100), (200, -100), (4, 2), (200, 255)):
+        logits, labels = draw.rng.standard_normal((6, k)), draw.rng.integers(k, size=6)
+        labels = np.where(labels == ignore, 0, labels)
+        labels[[1, 4]] = ignore
+        keep = labels != ignore
+        ignoring = of(subject, polyloss.softmax_cross_entropy, ignore_index=ignore)
+        value, gradients = ignoring.value_and_gradients({"logits": logits, "targets": labels})
+        plain = of(subject, polyloss.softmax_cross_entropy)
+        expected, slopes = plain.value_and_gradients({"logits": logits[keep], "targets": labels[keep]})
+        subject.close(value, expected, f"the mean with ignore_index={ignore} among {k} classes")
+        gradient = to_numpy(gradients["logits"])
+        subject.close(gradient[keep], slopes["logits"], "the gradient in the other rows")
+        same(gradient[~keep], np.zeros((2, k)), "the gradient in ignored rows")
+
+
+@law("masked queries", once=True, functions=("info_nce",))
+def masked_queries(subject: Subject, draw: Draw) -> None:
+    """A candidate that is masked for a query is as if it were not there; its own positive is never dropped."""
+    q, p = draw.rng.standard_normal((2, 4, 3))
+    plain = of(subject, polyloss.info_nce, temperature=0.5)
+    mask = np.ones((4, 4), bool)
+    mask[:, 3] = False  # its own positive stays, for query 3
+    got = plain.items({"queries": q, "positives": p}, candidate_mask=mask)
+    without = of(subject, polyloss.info_nce, temperature=0.5).items({"queries": q[:3], "positives": p[:3]})
+    subject.close(got[:3], without, "the items without a candidate", factor=10)
+    full = plain.items({"queries": q, "positives": p})
+    subject.close(got[3:], full[3:], "the item whose own positive was masked", factor=10)
+
+
+@law("temperature", once=True, functions=("info_nce",))
+def temperature(subject: Subject, draw: Draw) -> None:
+    """A temperature divides the similarities: with the dot product, it is a factor of the queries."""
+    q, p = draw.rng.standard_normal((2, 4, 3))
+    plain = of(subject, polyloss.info_nce, similarity="dot")
+    got, slopes = plain.value_and_gradients({"queries": q, "positives": p}, temperature=0.25)
+    expected, gradients = plain.value_and_gradients({"queries": 4 * q, "positives": p}, temperature=1.0)
+    subject.close(got, expected, "the value at a temperature of 1/4", factor=10)
+    subject.close(to_numpy(slopes["queries"]) / 4, gradients["queries"], "the gradient in the queries", factor=10)
+    subject.close(slopes["positives"], gradients["positives"], "the gradient in the positives", factor=10)
+
+
+@law("one item alone", once=True, quick=False)
+def alone(subject: Subject, draw: Draw) -> None:
+    """An item without a batch axis has the loss of a batch of one."""
+    row = subject.row
+    if row.loss is polyloss.info_nce:
+        query, positive, negatives = (draw.rng.standard_normal(shape) for shape in ((4,), (4,), (3, 4)))
+        one = {"queries": query, "positives": positive, "negatives": negatives}
+        batch = {"queries": query[None], "positives": positive[None], "negatives": negatives}
+        plain = of(subject, polyloss.info_nce, temperature=1.0)
+        value, gradients = plain.value_and_gradients(one)
+        expected, slopes = plain.value_and_gradients(batch)
+        subject.close(value, expected, "the loss of one query", factor=10)
+        for key in one:
+            got = np.reshape(to_numpy(gradients[key]), slopes[key].shape)
+            subject.close(got, slopes[key], f"the gradient in {key} of one query", factor=10)
+        return
+    arguments = subject.draw(draw, 1)
+    expected, slopes = subject.value_and_gradients(arguments, reduction="none")
+    options = {"axis": 0} if "axis" in row.options else {}
+    value, gradients = subject.value_and_gradients(row.take(arguments, 0), reduction="none", **options)
+    subject.close(value, to_numpy(expected)[0], "the loss of one item")
+    for key, gradient in gradients.items():
+        subject.close(gradient, to_numpy(slopes[key])[0], f"the gradient in {key} of one item")
+
+
+INVALID: dict[str, tuple[str, Any]] = {
+    "sigmoid_cross_entropy": ("targets", 2.0),
+    "softmax_cross_entropy": ("targets", 4),
+    "contrastive": ("similar", 2.0),
+    "contrastive_from_distance": ("distances", -1.0),
+    "binary_log_loss": ("probabilities", 1.5),
+    "log_loss": ("targets", -1),
+}
+
+
+@law("invalid values", once=True, functions=tuple(INVALID))
+def invalid(subject: Subject, draw: Draw) -> None:
+    """An invalid value is an error that names its argument, or where nobody may look, NaN in its own item alone."""
+    function = subject.row.loss.__name__
+    key, bad = INVALID[function]
+    for n in (4, 70_000) if subject.route.library in ("numpy", "torch") and subject.dtype == "float32" else (4,):
+        arguments = LOSSES[function].arguments(draw.seed, n)
+        if isinstance(bad, float):
+            arguments[key] = arguments[key].astype(np.float64)
+        broken = arguments[key].copy()
+        broken[n // 2] = bad
+        plain = of(subject, subject.row.loss)
+        try:
+            value = plain.value(arguments | {key: broken}, reduction="none")
+            items = to_numpy(value)
+        except ValueError as error:
+            assert key in str(error), f"the error does not name {key}: {error}"
+            continue
+        assert subject.route.library not in ("numpy", "torch") or subject.route.device != "cpu", f"no error of {key}"
+        clean = plain.items(arguments)
+        assert np.all(np.isnan(items[n // 2])), f"an invalid value of {key} gives {items[n // 2]}"
+        others = np.arange(n) != n // 2
+        subject.close(items[others], clean[others], "the other items")
+
+
+@law("threads", only("torch", path="kernel", dtypes=("float32",)), once=True, quick=False)
+def threads(subject: Subject, draw: Draw) -> None:
+    """The number of threads changes no bit."""
+    import torch
+
+    n = 64 if subject.row.loss is polyloss.info_nce else 70_000  # whose matrix product is torch's own
+    arguments = subject.draw(draw, n)
+    before = torch.get_num_threads()
+    found = []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        try:
+            value, gradients = subject.value_and_gradients(arguments)
+        finally:
+            torch.set_num_threads(before)
+        found.append([to_numpy(value), *(to_numpy(g) for g in gradients.values())])
+    for one, two in zip(*found):
+        same(two, one, "the result of two threads")
+

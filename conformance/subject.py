@@ -1,0 +1,92 @@
+"""A loss under test: on one route, in one dtype, with what every law does with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import polyloss
+from polyloss.conformance.losses import Row
+from polyloss.conformance.routes import Route, rounded, to_numpy
+
+__all__ = ["Draw", "Subject", "same"]
+
+RESOLUTION = {"float64": 1e-13, "float32": 4e-6}
+
+
+@dataclass(frozen=True)
+class Draw:
+    """From what a law draws its numbers."""
+
+    seed: int = 0
+    n: int = 3
+    magnitude: float = 1.0
+
+    @property
+    def rng(self) -> np.random.Generator:
+        return np.random.default_rng(self.seed)
+
+    def __str__(self) -> str:
+        return f"seed={self.seed}, n={self.n}, magnitude={self.magnitude}"
+
+
+def same(got: Any, expected: Any, what: str) -> None:
+    """Equal to the last bit, NaN too."""
+    got, expected = to_numpy(got), to_numpy(expected)
+    if got.shape != expected.shape:
+        raise AssertionError(f"{what}: shape {got.shape}, not {expected.shape}")
+    if not np.array_equal(got, expected, equal_nan=True):
+        at = np.unravel_index(np.argmax(~((got == expected) | (np.isnan(got) & np.isnan(expected)))), got.shape)
+        raise AssertionError(f"{what}: {got[at]!r}, not {expected[at]!r}, at {tuple(map(int, at))}")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One row of the table of losses on a route, in a dtype."""
+
+    row: Row
+    route: Route
+    dtype: str
+
+    def draw(self, draw: Draw, n: int | None = None) -> dict[str, np.ndarray]:
+        """Arguments as the dtype holds them."""
+        found = self.row.arguments(draw.seed, draw.n if n is None else n, "float64", draw.magnitude)
+        return {name: rounded(x, self.dtype) for name, x in found.items()}
+
+    def given(self, arguments: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+        return self.route.arrays(arguments | self.row.options | options, self.dtype)
+
+    def value(self, arguments: dict[str, Any], **options: Any) -> Any:
+        return self.row.loss(**self.given(arguments, options))
+
+    def items(self, arguments: dict[str, Any], **options: Any) -> np.ndarray:
+        return to_numpy(self.value(arguments, reduction="none", **options))
+
+    def value_and_gradients(self, arguments: dict[str, Any], **options: Any) -> tuple[Any, dict[str, Any]]:
+        """By the formula, in every parameter that the loss is differentiable in."""
+        wrt = self.row.floating(arguments)
+        value, gradients = polyloss.value_and_grad(self.row.loss, wrt)(**self.given(arguments, options))
+        return value, dict(zip(wrt, gradients))
+
+    def on(self, route: Route) -> Subject:
+        """The same loss on another route."""
+        return Subject(self.row, route, self.dtype)
+
+    def close(self, got: Any, expected: Any, what: str, factor: float = 1.0) -> None:
+        """Equal to rounding, measured at the largest number of the array; NaN and infinities in the same places."""
+        got, expected = to_numpy(got), to_numpy(expected)
+        if got.shape != expected.shape:
+            raise AssertionError(f"{what}: shape {got.shape}, not {expected.shape}")
+        got, expected = got.astype(np.float64), expected.astype(np.float64)
+        finite = np.isfinite(expected)
+        if not np.array_equal(np.where(finite, 0, got), np.where(finite, 0, expected), equal_nan=True):
+            raise AssertionError(f"{what}: {got.tolist()}, not {expected.tolist()}")
+        resolution = RESOLUTION[self.dtype]
+        scale = np.max(np.abs(expected), where=finite, initial=1e-6)
+        excess = np.where(finite, np.abs(got - expected), 0) - resolution * (np.abs(expected) + scale * factor)
+        if np.any(np.where(finite, excess, 0) > 0) or not np.all(np.isfinite(got[finite])):
+            at = np.unravel_index(int(np.argmax(np.where(np.isnan(excess), np.inf, excess))), excess.shape)
+            place = f" at {tuple(map(int, at))}" if at else ""
+            raise AssertionError(f"{what}: {got[at]!r}, not {expected[at]!r}{place}")
