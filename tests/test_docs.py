@@ -16,7 +16,8 @@ import pytest
 import polyloss
 
 ROOT = Path(__file__).parent.parent
-MODULES = ["classification", "contrastive", "evaluation", "gradients", "ranking", "retrieval", "transforms"]
+MODULES = """calibration classification contrastive evaluation gradients metrics ranking retrieval
+    transforms""".split()
 BLOCKS = re.compile(r"```(python|pycon)\n(.*?)```", re.S)
 DOCUMENTS = {
     path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))
