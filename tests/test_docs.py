@@ -14,15 +14,21 @@ import numpy as np
 import pytest
 
 import polyloss
+from polyloss import diagnostics
 
 ROOT = Path(__file__).parent.parent
-MODULES = """calibration classification contrastive evaluation gradients metrics ranking retrieval
-    transforms""".split()
+MODULES = """calibration classification contrastive evaluation gradients metrics ranking retrieval transforms
+    diagnostics.change diagnostics.reliability diagnostics.shares""".split()
 BLOCKS = re.compile(r"```(python|pycon)\n(.*?)```", re.S)
 DOCUMENTS = {
     path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))
 }
-FUNCTIONS = [name for name in polyloss.__all__ if callable(getattr(polyloss, name))]
+FUNCTIONS = {
+    f.__name__: f
+    for module in (polyloss, diagnostics)
+    for f in (getattr(module, name) for name in module.__all__)
+    if inspect.isfunction(f)
+}
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -34,12 +40,12 @@ def test_the_examples_in_docstrings_run(name: str) -> None:
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_public_docstring_is_complete(name: str) -> None:
-    function = getattr(polyloss, name)
+    function = FUNCTIONS[name]
     text = inspect.getdoc(function) or ""
     for section in ("Parameters", "Returns", "Raises", "Examples"):
         assert f"\n{section}\n---" in text, section
     for parameter in inspect.signature(function).parameters:
-        assert re.search(rf"^([\w, ]+, )?{parameter}(, [\w, ]+)?( :|$)", text, re.M), parameter
+        assert re.search(rf"^([\w, ]+, )?[*]*{parameter}(, [\w, ]+)?( :|$)", text, re.M), parameter
     assert not re.search(r"\{[a-z]+\}", text), "a placeholder is left"
 
 
