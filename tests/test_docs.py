@@ -52,7 +52,7 @@ def test_a_public_docstring_is_complete(name: str) -> None:
 @pytest.mark.parametrize("path", [path for path, text in DOCUMENTS.items() if BLOCKS.search(text)])
 def test_the_code_in_the_documents_runs(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of one document run in order, in one namespace, as a reader would run them; output is compared."""
-    torch, *_ = (pytest.importorskip(library) for library in ("torch", "jax", "optax", "dask"))
+    torch, *_ = (pytest.importorskip(name) for name in ("torch", "jax", "optax", "dask", "sklearn", "matplotlib"))
     module = ModuleType("document")  # what pickle and Dynamo look up by name, as in a reader's session
     monkeypatch.setitem(sys.modules, module.__name__, module)
     names = module.__dict__
@@ -68,9 +68,18 @@ def test_the_code_in_the_documents_runs(path: str, monkeypatch: pytest.MonkeyPat
             assert not runner.failures, code
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/recipes.md"])
+@pytest.mark.parametrize("path", ["README.md", "docs/recipes.md", "docs/loss-and-metric.md"])
 def test_a_document_with_code_is_found(path: str) -> None:
     assert BLOCKS.search(DOCUMENTS[path])
+
+
+def test_a_section_that_a_link_names_exists() -> None:
+    """By the name that GitHub gives to a heading."""
+    for name, text in DOCUMENTS.items():
+        for target, section in re.findall(r"\]\(([^)#:]*)#([^)]*)\)", text):
+            page = ((ROOT / name).parent / target).read_text("utf-8") if target else text
+            headings = re.findall(r"^#+ (.*)$", page, re.M)
+            assert section in [re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings], (name, section)
 
 
 def test_links_between_documents_lead_somewhere() -> None:

@@ -89,7 +89,6 @@ class Change:
             f"{self.loss} of {self.count:,} {self.unit}: {self.before:.6g} -> {self.after:.6g} ({self.change:+.3g})",
             f"{self.metric}: {self.metric_before:.6g} -> {self.metric_after:.6g} "
             f"({self.metric_after - self.metric_before:+.3g})",
-            "",
             f"{'':<22}{self.unit:>15}{'share':>8}{'loss':>12}{'could move ' + self.metric:>{width + 2}}",
         ]
         moved = sum(part.could_move for part in self.parts)
@@ -99,7 +98,7 @@ class Change:
         ):
             share = count / self.count if self.count else math.nan
             lines.append(f"{name:<22}{count:>15,}{share:>8.1%}{change:>+12.3g}{could:>+{width + 2}.3g}")
-        lines += ["", f"Of what improved, {self.could_move:.1%} could have moved {self.metric}."]
+        lines.append(f"Of what improved, {self.could_move:.1%} could have moved {self.metric}.")
         return "\n".join(lines)
 
     def plot(self, axes: Any = None) -> Any:
@@ -147,8 +146,8 @@ def explain_change(
         `sigmoid_cross_entropy`, `softmax_cross_entropy`, `pairwise_hinge` or `bpr`, or a `functools.partial` with its
         options; of a pair loss, ``margin`` and ``reduction`` alone.
     metric
-        What to show beside it: `accuracy`, `f1`, `roc_auc` or `ndcg`, where they fit the loss, or a `functools.partial` of
-        one. Default: `accuracy`, and `roc_auc` for pairs.
+        What to show beside it: `accuracy`, `f1`, `roc_auc` or `ndcg`, where they fit the loss, or a
+        `functools.partial` of one. Default: `accuracy`, and `roc_auc` for pairs.
     where : boolean array, optional
         False leaves an item out. For a pair loss it has the shape of ``targets``; else it is the loss's own ``where``.
 
@@ -183,7 +182,6 @@ def explain_change(
     >>> print(explain_change(before, after, np.array([1, 0, 0]), loss=polyloss.bpr, metric=polyloss.ndcg))
     bpr of 2 pairs: 0.257337 -> 0.0145988 (-0.243)
     ndcg: 1 -> 1 (+0)
-    <BLANKLINE>
                                     pairs   share        loss  could move ndcg
     wrong, became right                 0    0.0%          +0               +0
     right, became wrong                 0    0.0%          +0               +0
@@ -193,7 +191,6 @@ def explain_change(
     wrong, more wrong                   0    0.0%          +0               +0
     unchanged                           0    0.0%          +0               +0
     all                                 2  100.0%      -0.243               +0
-    <BLANKLINE>
     Of what improved, 0.0% could have moved ndcg.
     """
     function, options = taken_apart(loss)

@@ -12,7 +12,9 @@ import numpy as np
 from polyloss import dispatch
 from polyloss.inputs import Call
 
-__all__ = ["axes_or_new", "floats", "in_host_memory", "taken_apart"]
+__all__ = ["axes_or_new", "floats", "in_host_memory", "legend_below", "taken_apart"]
+
+COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"]  # Okabe and Ito's, for every eye
 
 
 def in_host_memory(x: Any) -> Any:
@@ -53,4 +55,10 @@ def axes_or_new(axes: Any, size: tuple[float, float] = (5.0, 3.6)) -> Any:
         ) from None
     axes = Figure(figsize=size, layout="constrained").subplots()
     axes.spines[["top", "right"]].set_visible(False)
+    axes.set_prop_cycle(color=COLOURS)
     return axes
+
+
+def legend_below(axes: Any) -> None:
+    """A legend that hides no curve."""
+    axes.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.16))

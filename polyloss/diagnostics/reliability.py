@@ -14,7 +14,7 @@ from polyloss import dispatch
 from polyloss.backends import Array
 from polyloss.calibration import Bins
 from polyloss.classification import softmax_cross_entropy
-from polyloss.diagnostics.host import axes_or_new, in_host_memory
+from polyloss.diagnostics.host import axes_or_new, in_host_memory, legend_below
 from polyloss.gradients import grad
 from polyloss.inputs import Call, number
 
@@ -48,18 +48,18 @@ class ReliabilityCurve:
         lines = [f"{'probability':>12}{'came true':>12}{f'{self.confidence:.0%} interval':>20}{'weight':>12}"]
         for p, t, low, high, weight in zip(self.probability, self.outcome, self.low, self.high, self.weight):
             lines.append(f"{p:>12.3f}{t:>12.3f}{f'{low:.3f} to {high:.3f}':>20}{weight:>12g}")
-        return "\n".join([*lines, "", f"calibration error {self.error:.4f}"])
+        return "\n".join([*lines, f"calibration error {self.error:.4f}"])
 
     def plot(self, axes: Any = None, label: str = "") -> Any:
         """Draws the curve with its intervals beside the diagonal, on which it should lie; gives the axes."""
-        axes = axes_or_new(axes, (4.0, 3.8))
+        axes = axes_or_new(axes, (4.4, 4.4))
         if not axes.lines:
             axes.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle="--")
         reach = np.stack([self.outcome - self.low, self.high - self.outcome]).clip(min=0)
         name = f"{label + ': ' if label else ''}error {self.error:.3f}"
         axes.errorbar(self.probability, self.outcome, reach, marker="o", markersize=4, capsize=2, label=name)
         axes.set(xlabel="probability", ylabel="how often it came true", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-        axes.legend(frameon=False, fontsize="small", loc="upper left")
+        legend_below(axes)
         return axes
 
 
@@ -104,7 +104,6 @@ def reliability_curve(
      probability   came true        95% interval      weight
            0.200       0.000      0.000 to 0.658           2
            0.900       0.500      0.095 to 0.905           2
-    <BLANKLINE>
     calibration error 0.3000
     """
     level = number("confidence", confidence, 0, 1)

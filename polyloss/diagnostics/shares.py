@@ -11,7 +11,7 @@ import numpy as np
 from polyloss.backends import Array
 from polyloss.classification import softmax_cross_entropy
 from polyloss.contrastive import contrastive, contrastive_from_distance
-from polyloss.diagnostics.host import axes_or_new, floats, in_host_memory, taken_apart
+from polyloss.diagnostics.host import axes_or_new, floats, in_host_memory, legend_below, taken_apart
 from polyloss.gradients import grad
 from polyloss.inputs import Call, number
 from polyloss.ranking import pairwise_hinge
@@ -44,7 +44,7 @@ class NegativeShares:
         for t, effective, shares, pull in zip(self.temperatures, self.effective, self.shares, self.pull):
             hardest = np.mean(np.max(shares, axis=-1))
             lines.append(f"{t:>12g}{np.mean(effective):>22.1f}{hardest:>23.1%}{np.mean(pull):>9.3f}")
-        return "\n".join([*lines, "", f"means over {self.pull.shape[1]:,} queries"])
+        return "\n".join([*lines, f"means over {self.pull.shape[1]:,} queries"])
 
     def plot(self, axes: Any = None) -> Any:
         """Draws the share of the gradient that the hardest negatives get together; gives the axes."""
@@ -54,6 +54,7 @@ class NegativeShares:
             ranks = np.unique(np.geomspace(1, together.size, 60).round().astype(int))
             axes.plot(ranks, together[ranks - 1], label=f"{t:g} ({np.mean(effective):.1f} effective)")
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.set(xlabel="hardest negatives", ylabel="share of the gradient", ylim=(0, 1.02))
         axes.legend(title="temperature", frameon=False, fontsize="small", title_fontsize="small")
         return axes
@@ -103,7 +104,6 @@ def negative_shares(
      temperature   effective negatives   share of the hardest     pull
              0.1                   1.1                  96.5%    0.276
                1                   2.9                  42.7%    0.679
-    <BLANKLINE>
     means over 1 queries
     """
     function, preset = taken_apart(loss)
@@ -146,15 +146,15 @@ class ActivePairs:
     def __str__(self) -> str:
         lines = [f"{'margin':>10}{'active':>10}"]
         lines += [f"{m:>10g}{share:>10.1%}" for m, share in zip(self.margins, self.shares)]
-        return "\n".join([*lines, "", f"of {self.count:,} negative pairs of {self.loss}"])
+        return "\n".join([*lines, f"of {self.count:,} negative pairs of {self.loss}"])
 
     def plot(self, axes: Any = None, label: str = "") -> Any:
         """Draws the share over the margin; gives the axes."""
-        axes = axes_or_new(axes)
+        axes = axes_or_new(axes, (5.0, 4.2))
         axes.plot(self.margins, self.shares, marker="o", markersize=3, label=label or None)
         axes.set(xlabel="margin", ylabel="negative pairs with a gradient", ylim=(0, 1.02))
         if label:
-            axes.legend(frameon=False, fontsize="small")
+            legend_below(axes)
         return axes
 
 
@@ -196,7 +196,6 @@ def active_pairs(loss: Callable[..., Array], *arguments: Array, margins: Sequenc
            0.1     25.0%
              1     50.0%
              3    100.0%
-    <BLANKLINE>
     of 4 negative pairs of pairwise_hinge
     """
     slope: Callable[..., np.ndarray]
