@@ -128,6 +128,13 @@ def test_places_beyond_k_cannot_move_the_metric() -> None:
     assert first.metric_before == first.metric_after
 
 
+def test_an_item_that_comes_among_the_first_k_can_move_the_metric() -> None:
+    before, after, relevance = np.array([3.0, 2.0, 1.0, 0.0]), np.array([3.0, 2.0, 1.0, 9.0]), np.array([0, 0, 0, 1])
+    for x, y in ((before, after), (after, before)):
+        change = explain_change(x, y, relevance, loss=polyloss.bpr, metric=partial(polyloss.ndcg, k=1))
+        assert sum(part.could_move for part in change.parts) == pytest.approx(change.change, rel=1e-14)
+
+
 def test_right_items_that_are_pushed_further_move_no_metric() -> None:
     before = np.array([1.0, 2.0, -1.0, -3.0])
     change = explain_change(before, 3 * before, before > 0, loss=polyloss.sigmoid_cross_entropy)

@@ -151,19 +151,24 @@ CALLS: dict[str, tuple[Callable[..., Any], np.ndarray, np.ndarray]] = {
     "roc_auc": (polyloss.roc_auc, X, Y),
     "average_precision": (polyloss.average_precision, X, Y),
     "ndcg": (partial(polyloss.ndcg, k=5), X, Y * 3),
+    "ndcg, all places": (
+        polyloss.ndcg,
+        X - X[KEEP & (Y == 1)][0],
+        Y * 3,
+    ),  # with relevant items at 0, where masked ones go
     "brier": (polyloss.brier, X, Y),
     "brier of classes": (polyloss.brier, SHARES, LABELS),
     "calibration_error": (partial(polyloss.calibration_error, bins=4), X, Y),
     "calibration_error, quantile": (partial(polyloss.calibration_error, bins=4, strategy="quantile"), X, Y),
     "calibration_error of classes": (partial(polyloss.calibration_error, bins=4), SHARES, LABELS),
 }
-SORTED = [name for name in CALLS if name in ORDERS or "quantile" in name]
+SORTED = [name for name in CALLS if name.partition(",")[0] in ORDERS or "quantile" in name]
 every = pytest.mark.parametrize("name", CALLS)
 in_lists = pytest.mark.parametrize("name", ORDERS)
 
 
 def options_of(name: str) -> dict[str, np.ndarray]:
-    return {"where": KEEP} if name == "ndcg" else {"weights": WEIGHTS, "where": KEEP}
+    return {"where": KEEP} if "ndcg" in name else {"weights": WEIGHTS, "where": KEEP}
 
 
 @every
@@ -215,7 +220,7 @@ def test_a_masked_item_is_as_if_it_were_not_there(name: str) -> None:
 
 @every
 def test_an_integer_weight_is_a_repetition(name: str) -> None:
-    if name == "ndcg" or "quantile" in name:  # which has no weights; whose bins are of items
+    if "ndcg" in name or "quantile" in name:  # which has no weights; whose bins are of items
         return
     metric, x, y = CALLS[name]
     counts = np.arange(N) % 3
@@ -252,7 +257,7 @@ def test_nothing_to_measure_is_nan(name: str) -> None:
         warnings.simplefilter("error")
         assert np.isnan(metric(x[:0], y[:0]))
         assert np.isnan(metric(x, y, where=False))
-        if name != "ndcg":
+        if "ndcg" not in name:
             assert np.isnan(metric(x, y, weights=0))
 
 
