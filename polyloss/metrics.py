@@ -41,7 +41,7 @@ def accuracy(predictions: Array, labels: Array, *, weights: Array | None = None,
     Returns
     -------
     array
-        0-d; NaN where there is nothing to average.
+        0-d; NaN where there is nothing to average, or a NaN among the scores.
 
     Raises
     ------
@@ -95,7 +95,7 @@ def top_k_accuracy(
     Returns
     -------
     array
-        0-d; NaN where there is nothing to average.
+        0-d; NaN where there is nothing to average, or a NaN among the scores.
 
     Raises
     ------
@@ -159,7 +159,8 @@ def f1(
     Returns
     -------
     array
-        0-d; [K] with ``"none"``. NaN where there is no positive, neither true nor predicted; a mean leaves it out.
+        0-d; [K] with ``"none"``. NaN where there is no positive, neither true nor predicted, which a mean
+        leaves out; and where a score is NaN.
 
     Raises
     ------

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 import tracemalloc
 import warnings
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -329,6 +331,17 @@ def test_ten_to_the_ten_pairs_are_counted() -> None:
     assert peak < 20 * 8 * 2 * n
     jax = pytest.importorskip("jax")
     np.testing.assert_allclose(polyloss.roc_auc(jax.numpy.asarray(x), jax.numpy.asarray(y)), (n + 1) / 2 / n, rtol=1e-5)
+
+
+def test_the_benchmark_of_the_metrics_runs_and_its_results_agree() -> None:
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    try:
+        from benchmarks.metrics import measure, table
+    finally:
+        sys.path.pop(0)
+    for dtype, tolerance in (("float64", 1e-14), ("float32", 1e-7)):
+        assert all(difference < tolerance for *_, difference in measure(500, dtype, 1).values())
+    assert table(500, 1).count("|\n") == 7
 
 
 def test_sixteen_bits_are_counted_in_more() -> None:

@@ -20,8 +20,8 @@ from polyloss.inputs import Call, number
 
 __all__ = ["ReliabilityCurve", "fit_temperature", "reliability_curve"]
 
-SLOPES = 1e-3, 1e3  # of the logits: one over the temperatures that are tried
-STEPS = 60  # each at least halves the interval: more than enough for every bit
+SLOPES = 1e-6, 1e6  # one over the temperatures that are tried
+STEPS = 60  # each halves the logarithm's interval, which is more than enough for every bit
 
 
 @dataclass(frozen=True)
