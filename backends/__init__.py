@@ -244,6 +244,11 @@ class Library:
         """The floating dtype that these numbers, read by NumPy, get where no array decides."""
         return self.xp.asarray(0.0).dtype
 
+    def wide_dtype(self, x: Array) -> Any:
+        """The widest floating dtype where ``x`` is, in which long sums and products of counts are kept."""
+        known = self.xp.__array_namespace_info__().dtypes(device=array_api_compat.device(x), kind="real floating")
+        return known.get("float64", self.xp.float32)
+
     def asarray(self, value: np.ndarray, dtype: Any, placed: dict[str, Any]) -> Array:
         """Numbers in host memory as an array of this library; ``dtype`` None keeps their kind."""
         return self.xp.asarray(value.tolist(), dtype=dtype, **placed)
@@ -303,6 +308,17 @@ class Library:
     def total(self, x: Array) -> Array:
         """The sum of all elements, likewise."""
         return self.sum(x if x.ndim == 1 else self.xp.reshape(x, (-1,)))
+
+    def cumulative_max(self, x: Array) -> Array:
+        """The largest number up to each position of the last axis, of numbers that are not negative.
+
+        The standard has none; doubling the distance takes log2 n passes.
+        """
+        step, n = 1, x.shape[-1]
+        while step < n:
+            behind = self.xp.concat([self.xp.zeros_like(x[..., :step]), x[..., :-step]], axis=-1)
+            x, step = self.xp.maximum(x, behind), 2 * step
+        return x
 
     def spread(self, x: Array, like: Array) -> Array:
         """``x``, of size 1 on its last axis, to meet ``like``. Its derivative is a sum over that axis, as `sum`."""

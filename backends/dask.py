@@ -60,6 +60,9 @@ class Dask(Library):
             return x if x.shape == like.shape else da.broadcast_to(x, like.shape, chunks=chunks)
         return _block_by_block(x, like, names)
 
+    def wide_dtype(self, x: Array) -> Any:
+        return np.float64
+
     def sum(self, x: Array) -> Array:
         return da.sum(x, axis=-1)
 

@@ -101,6 +101,12 @@ class Jax(Library):
     def sum(self, x: Array) -> Array:
         return jnp.sum(x, axis=-1)
 
+    def wide_dtype(self, x: Array) -> Any:
+        return self.float_dtype(np.empty(0))
+
+    def cumulative_max(self, x: Array) -> Array:
+        return jax.lax.cummax(x, axis=x.ndim - 1)
+
     def log1p(self, x: Array) -> Array:
         # XLA's float64 loses 7 bits around x = -0.41; from -1/4 down, log(1 + x) is as good as its argument.
         return jnp.where(x < -0.25, jnp.log(1 + x), jnp.log1p(x))

@@ -50,6 +50,12 @@ class NumPy(Library):
     def sum(self, x: Array) -> Array:
         return np.sum(np.ascontiguousarray(x), axis=-1) if np.ndim(x) else x
 
+    def wide_dtype(self, x: Array) -> Any:
+        return np.float64
+
+    def cumulative_max(self, x: Array) -> Array:
+        return np.maximum.accumulate(x, axis=-1)
+
     def divided(self, x: Array, y: Any) -> Array:
         return np.divide(x, y, out=x)
 

@@ -75,6 +75,12 @@ class Torch(Library):
             return torch.sum(x, -1)
         return torch.sum(torch.nn.functional.pad(x, (0, -n % BLOCK)).unflatten(-1, (-1, BLOCK)), -1).sum(-1)
 
+    def wide_dtype(self, x: Array) -> Any:
+        return torch.float32 if x.device.type == "mps" else torch.float64
+
+    def cumulative_max(self, x: Array) -> Array:
+        return torch.cummax(x, -1).values
+
     def spread(self, x: Array, like: Array) -> Array:
         n = like.shape[-1]
         if n <= BLOCK or not torch.compiler.is_compiling():

@@ -190,7 +190,10 @@ class Route:
             import ml_dtypes
 
             return given.astype(ml_dtypes.bfloat16)
-        return namespace(self.library).astype(given, dtype) if self.library == "array_api_strict" else given.astype(dtype)
+        if self.library in ("numpy", "jax", "dask", "cupy"):
+            return given.astype(dtype)
+        xp = namespace(self.library)
+        return xp.astype(given, getattr(xp, dtype))
 
     def arrays(self, given: dict[str, Any], dtype: str | None = None) -> dict[str, Any]:
         """Every array of ``given`` on this route."""

@@ -152,7 +152,8 @@ def alone(subject: Subject, draw: Draw) -> None:
     arguments = subject.draw(draw, 1)
     expected, slopes = subject.value_and_gradients(arguments, reduction="none")
     options = {"axis": 0} if "axis" in row.options else {}
-    value, gradients = subject.value_and_gradients(row.take(arguments, 0), reduction="none", **options)
+    one = {key: np.asarray(x) for key, x in row.take(arguments, 0).items()}
+    value, gradients = subject.value_and_gradients(one, reduction="none", **options)
     subject.close(value, to_numpy(expected)[0], "the loss of one item")
     for key, gradient in gradients.items():
         subject.close(gradient, to_numpy(slopes[key])[0], f"the gradient in {key} of one item")

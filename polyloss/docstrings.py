@@ -21,6 +21,12 @@ weights : array, optional
         ``sum(w l) / sum(w)``, NaN with gradient 0 where there is nothing to average.
     denominator : float or 0-d array, optional
         Replaces ``sum(w)`` in the mean: a mean over micro-batches or devices divides by their common count.""",
+    "{weigh}": """\
+weights : array, optional
+        How much an item counts: 0-d; or the items' number of axes, size 1 broadcasting; or fewer axes, which are the
+        leading ones.
+    where : boolean array, optional
+        False leaves an item out, whatever it holds. Shaped as ``weights``.""",
     "{raises}": """\
 TypeError
         If an argument has the wrong type or dtype, or arrays of two libraries meet.

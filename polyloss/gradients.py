@@ -13,7 +13,7 @@ from polyloss.docstrings import complete
 from polyloss.reduction import Loss
 from polyloss.replay import Replays, signature
 
-__all__ = ["differentiable", "grad", "value_and_grad"]
+__all__ = ["differentiable", "formula_of", "grad", "value_and_grad"]
 
 P = ParamSpec("P")
 
@@ -144,6 +144,11 @@ def grad(loss: Callable[..., Array], wrt: str | tuple[str, ...] | None = None) -
         return both(*args, **kwargs)[1]
 
     return compute
+
+
+def formula_of(loss: Callable[..., Array]) -> Callable[..., Loss]:
+    """The formula behind a public loss: it takes the loss's arguments, and yields what is not computed yet."""
+    return _formula(loss)[0]
 
 
 def _formula(

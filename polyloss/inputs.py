@@ -217,6 +217,10 @@ class Call:
         """What the library's arithmetic on arrays runs in."""
         return self.library.scope(self._like)
 
+    def asarray(self, value: np.ndarray, dtype: Any) -> Array:
+        """Numbers of our own, beside the arrays of the call."""
+        return self.library.asarray(value, dtype, self._placed)
+
     def full(self, shape: tuple[int, ...], value: float) -> Array:
         return self.xp.full(shape, value, dtype=self.dtype, **self._placed)
 

@@ -14,14 +14,21 @@ import numpy as np
 import pytest
 
 import polyloss
+from polyloss import diagnostics
 
 ROOT = Path(__file__).parent.parent
-MODULES = ["classification", "contrastive", "evaluation", "gradients", "ranking", "retrieval", "transforms"]
+MODULES = """calibration classification contrastive evaluation gradients metrics ranking retrieval transforms
+    diagnostics.change diagnostics.reliability diagnostics.shares""".split()
 BLOCKS = re.compile(r"```(python|pycon)\n(.*?)```", re.S)
 DOCUMENTS = {
     path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))
 }
-FUNCTIONS = [name for name in polyloss.__all__ if callable(getattr(polyloss, name))]
+FUNCTIONS = {
+    f.__name__: f
+    for module in (polyloss, diagnostics)
+    for f in (getattr(module, name) for name in module.__all__)
+    if inspect.isfunction(f)
+}
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -33,19 +40,19 @@ def test_the_examples_in_docstrings_run(name: str) -> None:
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_public_docstring_is_complete(name: str) -> None:
-    function = getattr(polyloss, name)
+    function = FUNCTIONS[name]
     text = inspect.getdoc(function) or ""
     for section in ("Parameters", "Returns", "Raises", "Examples"):
         assert f"\n{section}\n---" in text, section
     for parameter in inspect.signature(function).parameters:
-        assert re.search(rf"^([\w, ]+, )?{parameter}(, [\w, ]+)?( :|$)", text, re.M), parameter
+        assert re.search(rf"^([\w, ]+, )?[*]*{parameter}(, [\w, ]+)?( :|$)", text, re.M), parameter
     assert not re.search(r"\{[a-z]+\}", text), "a placeholder is left"
 
 
 @pytest.mark.parametrize("path", [path for path, text in DOCUMENTS.items() if BLOCKS.search(text)])
 def test_the_code_in_the_documents_runs(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of one document run in order, in one namespace, as a reader would run them; output is compared."""
-    torch, *_ = (pytest.importorskip(library) for library in ("torch", "jax", "optax", "dask"))
+    torch, *_ = (pytest.importorskip(name) for name in ("torch", "jax", "optax", "dask", "sklearn", "matplotlib"))
     module = ModuleType("document")  # what pickle and Dynamo look up by name, as in a reader's session
     monkeypatch.setitem(sys.modules, module.__name__, module)
     names = module.__dict__
@@ -61,9 +68,18 @@ def test_the_code_in_the_documents_runs(path: str, monkeypatch: pytest.MonkeyPat
             assert not runner.failures, code
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/recipes.md"])
+@pytest.mark.parametrize("path", ["README.md", "docs/recipes.md", "docs/loss-and-metric.md"])
 def test_a_document_with_code_is_found(path: str) -> None:
     assert BLOCKS.search(DOCUMENTS[path])
+
+
+def test_a_section_that_a_link_names_exists() -> None:
+    """By the name that GitHub gives to a heading."""
+    for name, text in DOCUMENTS.items():
+        for target, section in re.findall(r"\]\(([^)#:]*)#([^)]*)\)", text):
+            page = ((ROOT / name).parent / target).read_text("utf-8") if target else text
+            headings = re.findall(r"^#+ (.*)$", page, re.M)
+            assert section in [re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings], (name, section)
 
 
 def test_links_between_documents_lead_somewhere() -> None:

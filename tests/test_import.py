@@ -17,7 +17,7 @@ def python(code: str) -> str:
 
 
 def test_importing_polyloss_loads_no_framework_and_no_numba() -> None:
-    code = f"import sys, polyloss; print([name for name in {HEAVY} if name in sys.modules])"
+    code = f"import sys, polyloss, polyloss.diagnostics; print([name for name in {HEAVY} if name in sys.modules])"
     assert python(code) == "[]"
 
 
@@ -39,6 +39,7 @@ def test_the_public_names_are_those_of_the_contract() -> None:
         *("sigmoid", "log_sigmoid", "softplus", "softmax", "log_softmax", "logsumexp"),
         *("sigmoid_cross_entropy", "softmax_cross_entropy", "pairwise_hinge", "bpr"),
         *("contrastive", "info_nce", "contrastive_from_distance", "binary_log_loss", "log_loss"),
+        *("accuracy", "top_k_accuracy", "f1", "roc_auc", "average_precision", "ndcg", "brier", "calibration_error"),
         *("value_and_grad", "grad", "__version__"),
     }
     assert all(hasattr(polyloss, name) for name in polyloss.__all__)

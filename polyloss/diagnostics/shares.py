@@ -1,0 +1,221 @@
+"""Who gets the gradient: negatives by temperature, pairs by margin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from polyloss.backends import Array
+from polyloss.classification import softmax_cross_entropy
+from polyloss.contrastive import contrastive, contrastive_from_distance
+from polyloss.diagnostics.host import axes_or_new, floats, in_host_memory, legend_below, taken_apart
+from polyloss.gradients import grad
+from polyloss.inputs import Call, number
+from polyloss.ranking import pairwise_hinge
+from polyloss.retrieval import info_nce, scores_of
+from polyloss.vectors import norm
+
+__all__ = ["ActivePairs", "NegativeShares", "active_pairs", "negative_shares"]
+
+
+@dataclass(frozen=True)
+class NegativeShares:
+    """How the gradient of each query is shared out among its negatives, at each temperature."""
+
+    temperatures: tuple[float, ...]
+    shares: np.ndarray
+    """[temperature, query, candidate]: they sum to 1 over the negatives; 0 for the positive and what is masked."""
+    pull: np.ndarray
+    """[temperature, query]: the gradient that all negatives get together, one minus the positive's probability."""
+
+    @property
+    def effective(self) -> np.ndarray:
+        """[temperature, query]: the effective number of negatives, ``1 / sum(share^2)``.
+
+        It is n where n negatives share the gradient equally.
+        """
+        return np.asarray(1 / np.sum(self.shares**2, axis=-1))
+
+    def __str__(self) -> str:
+        lines = [f"{'temperature':>12}{'effective negatives':>22}{'share of the hardest':>23}{'pull':>9}"]
+        for t, effective, shares, pull in zip(self.temperatures, self.effective, self.shares, self.pull):
+            hardest = np.mean(np.max(shares, axis=-1))
+            lines.append(f"{t:>12g}{np.mean(effective):>22.1f}{hardest:>23.1%}{np.mean(pull):>9.3f}")
+        return "\n".join([*lines, f"means over {self.pull.shape[1]:,} queries"])
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draws the share of the gradient that the hardest negatives get together; gives the axes."""
+        axes = axes_or_new(axes)
+        for t, shares, effective in zip(self.temperatures, self.shares, self.effective):
+            together = np.cumsum(-np.sort(-shares, axis=-1), axis=-1).mean(axis=0)
+            ranks = np.unique(np.geomspace(1, together.size, 60).round().astype(int))
+            axes.plot(ranks, together[ranks - 1], label=f"{t:g} ({np.mean(effective):.1f} effective)")
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set(xlabel="hardest negatives", ylabel="share of the gradient", ylim=(0, 1.02))
+        axes.legend(title="temperature", frameon=False, fontsize="small", title_fontsize="small")
+        return axes
+
+
+def negative_shares(
+    loss: Callable[..., Array],
+    *arguments: Array,
+    temperatures: Sequence[float] = (0.02, 0.05, 0.1, 0.3, 1.0),
+    **options: Any,
+) -> NegativeShares:
+    """The share of the gradient that each negative gets, and how many negatives that makes.
+
+    A low temperature gives nearly all of it to the few hardest negatives: however large the batch, it learns from them
+    alone. A high one gives all the same, easy or not.
+
+    Parameters
+    ----------
+    loss
+        `info_nce` or `softmax_cross_entropy`, or a `functools.partial` of one.
+    *arguments : array
+        What the loss takes first: queries, positives and perhaps negatives; or logits [..., K] and targets, where the
+        classes of target 0 are the negatives. Logits are divided by the temperature.
+    temperatures : sequence of float
+        Each above 0.
+    **options
+        Of `info_nce`: ``similarity``, ``in_batch``, ``candidate_mask``; of `softmax_cross_entropy`: ``class_mask``.
+
+    Returns
+    -------
+    NegativeShares
+        ``print`` shows a table, ``plot`` a picture.
+
+    Raises
+    ------
+    TypeError
+        If the loss is none of these, or an argument has the wrong type.
+    ValueError
+        If a shape does not fit or a temperature is not above 0.
+
+    Examples
+    --------
+    >>> import numpy as np, polyloss
+    >>> from polyloss.diagnostics import negative_shares
+    >>> logits = np.array([[1.0, 0.9, 0.5, 0.5]])
+    >>> print(negative_shares(polyloss.softmax_cross_entropy, logits, np.array([0]), temperatures=[0.1, 1.0]))
+     temperature   effective negatives   share of the hardest     pull
+             0.1                   1.1                  96.5%    0.276
+               1                   2.9                  42.7%    0.679
+    means over 1 queries
+    """
+    function, preset = taken_apart(loss)
+    options = preset | {name: in_host_memory(x) for name, x in options.items()}
+    if function is info_nce:
+        embeddings = dict(zip(("queries", "positives", "negatives"), arguments))
+        scores, labels, mask = scores_of(*floats(**{k: x for k, x in embeddings.items() if x is not None}), **options)
+    elif function is softmax_cross_entropy:
+        (scores,), labels = floats(logits=arguments[0]), in_host_memory(arguments[1])
+        mask = options.pop("class_mask", None)
+        if options:
+            raise TypeError(
+                f"of the options of softmax_cross_entropy, class_mask alone is taken, got {sorted(options)}"
+            )
+    else:
+        raise TypeError(f"loss must be info_nce or softmax_cross_entropy, or a functools.partial of one, got {loss!r}")
+    labels = np.asarray(labels)
+    positive = labels[..., None] == np.arange(scores.shape[-1]) if labels.ndim < scores.ndim else labels > 0
+    given = [number("temperatures", t, 0, above=True) for t in temperatures]
+    slope, pulls, shares = grad(softmax_cross_entropy), [], []
+    for t in given:
+        gradient = slope(scores.astype(np.float64) / t, labels, class_mask=mask, reduction="sum")
+        found = np.where(positive, 0, gradient).reshape(-1, scores.shape[-1])
+        pull = np.sum(found, axis=-1)
+        pulls.append(pull)
+        with np.errstate(invalid="ignore"):  # no negative at all
+            shares.append(found / pull[:, None])
+    return NegativeShares(tuple(given), np.stack(shares), np.stack(pulls))
+
+
+@dataclass(frozen=True)
+class ActivePairs:
+    """The share of negative pairs that still have a gradient, at each margin."""
+
+    loss: str
+    margins: tuple[float, ...]
+    shares: np.ndarray
+    count: int
+
+    def __str__(self) -> str:
+        lines = [f"{'margin':>10}{'active':>10}"]
+        lines += [f"{m:>10g}{share:>10.1%}" for m, share in zip(self.margins, self.shares)]
+        return "\n".join([*lines, f"of {self.count:,} negative pairs of {self.loss}"])
+
+    def plot(self, axes: Any = None, label: str = "") -> Any:
+        """Draws the share over the margin; gives the axes."""
+        axes = axes_or_new(axes, (5.0, 4.2))
+        axes.plot(self.margins, self.shares, marker="o", markersize=3, label=label or None)
+        axes.set(xlabel="margin", ylabel="negative pairs with a gradient", ylim=(0, 1.02))
+        if label:
+            legend_below(axes)
+        return axes
+
+
+def active_pairs(loss: Callable[..., Array], *arguments: Array, margins: Sequence[float]) -> ActivePairs:
+    """The share of negative pairs that a loss still learns from, at each margin.
+
+    A pair beyond the margin has no gradient. Where few are left, a batch teaches little: take harder negatives or a
+    larger margin. Where all are, the margin is not what decides.
+
+    Parameters
+    ----------
+    loss
+        `pairwise_hinge`, `contrastive` or `contrastive_from_distance`.
+    *arguments : array
+        What the loss takes first. Of the contrastive losses, the pairs with ``similar`` 0 are counted: similar ones
+        always have a gradient.
+    margins : sequence of float
+        Which to try.
+
+    Returns
+    -------
+    ActivePairs
+        ``print`` shows a table, ``plot`` a picture.
+
+    Raises
+    ------
+    TypeError
+        If the loss is none of these, or an argument has the wrong type.
+    ValueError
+        If a shape does not fit.
+
+    Examples
+    --------
+    >>> import numpy as np, polyloss
+    >>> from polyloss.diagnostics import active_pairs
+    >>> leads = np.array([2.0, 0.5, -1.0, 1.5])
+    >>> print(active_pairs(polyloss.pairwise_hinge, leads, np.zeros(4), margins=[0.1, 1, 3]))
+        margin    active
+           0.1     25.0%
+             1     50.0%
+             3    100.0%
+    of 4 negative pairs of pairwise_hinge
+    """
+    slope: Callable[..., np.ndarray]
+    if loss is pairwise_hinge:
+        given = floats(**dict(zip(("positive_scores", "negative_scores"), arguments)))
+        slope, counts = grad(pairwise_hinge, "negative_scores"), slice(None)
+    elif loss is contrastive or loss is contrastive_from_distance:
+        similar: Any = np.asarray(in_host_memory(arguments[-1]))
+        given = floats(**dict(zip(("first", "second") if loss is contrastive else ("distances",), arguments[:-1])))
+        if loss is contrastive:
+            contrastive(given[0], given[1], similar)  # which checks the shapes
+            call = Call(first=given[0])
+            call.floating(first=given[0])
+            given = [norm(call, given[0] - given[1])[0]]
+        given.append(similar)
+        slope, counts = grad(contrastive_from_distance), similar == 0
+    else:
+        raise TypeError(f"loss must be pairwise_hinge, contrastive or contrastive_from_distance, got {loss!r}")
+    tried = tuple(number("margins", m) for m in margins)
+    active = [np.asarray(slope(*given, margin=m, reduction="sum"))[counts] != 0 for m in tried]
+    count = int(active[0].size) if active else 0
+    shares = np.array([np.mean(a) if a.size else np.nan for a in active])
+    return ActivePairs(getattr(loss, "__name__", str(loss)), tried, shares, count)
