@@ -30,6 +30,7 @@ def _scaled(call: Call, x: Array) -> tuple[Array, Array, Array, Array]:
     # a number for 0. Then so are all components, and the vector is zero by its squares as well.
     smallest, limit = float(info.smallest_normal), float(info.max) ** 0.75
     scale = xp.minimum(xp.maximum(largest, xp.full_like(largest, smallest)), xp.full_like(largest, limit))
+    scale = xp.where(largest == 0, xp.ones_like(largest), scale)
     y = x / scale
     squares = xp.expand_dims(library.sum(y * y), axis=-1)
     zero = squares == 0
