@@ -27,14 +27,14 @@ __all__ = ["CHECKS"]
 
 TRANSFORMS = (*LINES, *ROWS)
 LOSS_NAMES = tuple(name for name in VARIANTS if name not in TRANSFORMS)
-SLOWLY = "left to a longer run: every shape is compiled anew"
+SLOWLY = "left to a longer run: a call takes long here"
 
 assert special_laws
 
 
 def slow(route: Route) -> bool:
-    """Whether a call of a new shape takes a tenth of a second and more, because it is compiled."""
-    return route.library == "jax" or route.path == "compiled"
+    """Whether a call of a new shape takes a tenth of a second and more: it is compiled, or cut into tasks."""
+    return route.library in ("jax", "dask") or route.path == "compiled"
 
 
 # Accuracy.
@@ -82,17 +82,16 @@ def accuracy(task: Task) -> Iterator[Judgement]:
         yield Judgement(None, failure, examples(task))
 
 
+FEW = ("soft of 10", "z of 10", "rows of 10", "smooth", "one feature, 10 candidates", "a flat row of 1000")
+
+
 def cases_of(task: Task) -> Iterator[tuple[str, Case]]:
     """Of the grid; few where every shape is compiled anew."""
     found = grid(task.function, task.dtype, task.level)
-    for i, (name, one) in enumerate(found.items()):
+    for name, one in found.items():
         if slow(task.route) and task.level == "quick":
-            if task.route.path == "compiled" and task.function in ("softmax_cross_entropy",):
-                if name not in ("hard of 10", "batch"):
-                    continue
-            elif not (i == 0 or name in ("hard of 10", "soft of 10", "z of 10", "batch", "rows of 10", "smooth")):
-                continue
-            if name == "hard of 1" or name == "rows of 1":
+            compiled = ("hard of 10", "batch", "soft")
+            if name not in (compiled if task.route.path == "compiled" else (*compiled, *FEW)) and len(found) > 2:
                 continue
         if task.route.path == "compiled" and task.level == "standard" and not (" of 10" in name or " of" not in name):
             continue
@@ -189,7 +188,7 @@ def lawful(law: Law, task: Task) -> Iterator[Judgement]:
         row = LOSSES[name]
         subject = Subject(row, task.route, task.dtype)
         sizes = (3,) if slow(task.route) else (1, 2, 3, 6)
-        count = 1 if law.once else examples(task)
+        count = 1 if law.once or (slow(task.route) and task.level == "quick") else examples(task)
         if law.once or count == 1:
             yield _obeyed(law, subject, name, Draw(task.seed, max(3, row.fewest)), task)
             continue
@@ -326,7 +325,11 @@ def derivatives(task: Task) -> Iterator[Judgement]:
 
     library = task.route.library
     for name, row in interchange.table(library).items():
-        if row.processes or task.function in row.unless or not (task.level == "thorough" or name in DERIVATIVES[library]):
+        if (
+            row.processes
+            or task.function in row.unless
+            or not (task.level == "thorough" or name in DERIVATIVES[library])
+        ):
             continue
         rows = [loss for loss in interchange.applies(row) if LOSSES[loss].loss.__name__ == task.function]
         for loss in rows[:1] if task.level == "quick" else rows:
@@ -350,65 +353,70 @@ def _derives(task: Task) -> str | None:
         return None
     if task.route.path not in ("kernel", "generic") or (task.route.library, task.route.path) == ("jax", "generic"):
         return None
-    return None if task.route.library == "jax" and task.route.path == "generic" else ""
+    return ""
 
 
 # The table.
 
 
-def _law_check(law: Law) -> Check:
-    slow_and_quick = lambda task: SLOWLY if task.level == "quick" and slow(task.route) and not law.quick else ""  # noqa: E731
-    return Check(
-        law.name,
-        law.summary,
-        functools.partial(lawful, law),
-        law.functions or LOSS_NAMES,
-        lambda task: law.unless(task.route, task.dtype, task.function),
-        slow_and_quick,
+QUICK = {
+    ("dask", "kernel"): ("accuracy", "mask", "reductions", "textbook", "invalid values", "agreement", "derivatives"),
+    ("dask", "generic"): ("accuracy", "invalid values"),
+    ("jax", "kernel"): ("accuracy", "mask", "reductions", "autodiff", "16 bits", "derivatives", "masked queries"),
+    ("jax", "generic"): ("accuracy",),
+    ("jax", "jit"): ("accuracy", "autodiff", "invalid values"),
+    ("torch", "compiled"): ("accuracy", "autodiff"),
+}
+"""What a quick run asks where every shape is compiled anew, or every operation is a task; of all others, everything."""
+
+COMPILED = ("softmax_cross_entropy", "sigmoid_cross_entropy")
+DERIVED = ("softmax_cross_entropy", "contrastive")
+
+
+def later(task: Task, name: str) -> str:
+    """Why a quick run leaves a cell out."""
+    route = task.route
+    asked = QUICK.get((route.library, route.path))
+    if task.level != "quick" or asked is None:
+        return ""
+    wide = name == "derivatives" or (name == "16 bits" and task.dtype == "float16") or task.dtype == "float32"
+    few = (route.path != "compiled" or task.function in COMPILED) and (
+        name != "derivatives" or route.library == "dask" or task.function in DERIVED
     )
+    return "" if name in asked and wide and few else SLOWLY
+
+
+def _check(
+    name: str, summary: str, judge: Any, functions: Any = tuple(VARIANTS), unless: Any = lambda task: ""
+) -> Check:
+    return Check(name, summary, judge, functions, unless, lambda task: later(task, name))
+
+
+def _law_check(law: Law) -> Check:
+    def unless(task: Task) -> str | None:
+        return law.unless(task.route, task.dtype, task.function)
+
+    return _check(law.name, law.summary, functools.partial(lawful, law), law.functions or LOSS_NAMES, unless)
 
 
 def _limits_apply(task: Task) -> str | None:
     return None if task.dtype not in ("float32", "float64") or task.route.path == "compiled" else ""
 
 
-def _later(task: Task) -> str:
-    if task.level == "quick" and task.route.path == "compiled":
-        few = ("softmax_cross_entropy", "sigmoid_cross_entropy", "bpr")
-        return "" if task.function in few and task.dtype == "float32" else SLOWLY
-    if task.level == "quick" and task.route.library == "jax" and task.dtype in ("float64", "bfloat16"):
-        return SLOWLY
-    return ""
-
-
 def _exhausts(task: Task) -> str | None:
     return None if exhausts(task.function, task.dtype) or task.route.path == "compiled" else ""
 
 
+def _agrees(task: Task) -> str | None:
+    return None if task.route.library == "numpy" else ""
+
+
 CHECKS: tuple[Check, ...] = (
-    Check("accuracy", "Values and gradients are within the budget around the oracle.", accuracy, later=_later),
-    Check("limits", "Infinities, NaN, kinks and nothing are as by hand.", limits, unless=_limits_apply, later=_later),
-    Check("all numbers", "All 16-bit numbers, and all pairs of a grid.", exhausted, unless=_exhausts, later=_later),
+    _check("accuracy", "Values and gradients are within the budget around the oracle.", accuracy),
+    _check("limits", "Infinities, NaN, kinks and nothing are as by hand.", limits, unless=_limits_apply),
+    _check("all numbers", "All 16-bit numbers, and all pairs of a grid.", exhausted, unless=_exhausts),
     *map(_law_check, LAWS.values()),
-    Check(
-        "agreement",
-        "Libraries agree within twice the budget, to the bit where the same kernel ran.",
-        agreement,
-        unless=lambda task: None if task.route.library == "numpy" else "",
-        later=_later,
-    ),
-    Check(
-        "derivatives",
-        "Second derivatives, forward mode and batches, against differences.",
-        derivatives,
-        LOSS_NAMES,
-        _derives,
-        lambda task: (
-            SLOWLY
-            if task.level == "quick"
-            and slow(task.route)
-            and task.function not in ("softmax_cross_entropy", "sigmoid_cross_entropy", "contrastive")
-            else ""
-        ),
-    ),
+    _check("agreement", "Libraries agree, to the bit where the same kernel ran.", agreement, unless=_agrees),
+    _check("derivatives", "Second derivatives, forward mode, batches.", derivatives, LOSS_NAMES, _derives),
 )
+"""Cheap ones first."""

@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -225,7 +225,7 @@ def check(
     names = _chosen("check", only, [one.name for one in checks()])
     selected = cells(backend, loss=loss, dtype=dtype, device=device, path=path, level=level, seed=seed)
     tasks = [task for task in selected if task.check.name in names]
-    created, start = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
+    created, start = datetime.datetime.now(datetime.UTC), time.perf_counter()
     found: list[Cell] = []
     for task in tasks:
         found.append(run(task, fail_fast=fail_fast))
@@ -237,6 +237,3 @@ def check(
     options |= {"path": path, "only": only, "fail_fast": fail_fast}
     seconds = time.perf_counter() - start
     return Report(tuple(found), describe(), options, created.isoformat(timespec="seconds"), seconds)
-
-
-Result: TypeAlias = Any

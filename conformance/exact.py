@@ -7,7 +7,7 @@ as computed. So pair losses and losses of embeddings are judged on arguments of 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np

@@ -42,8 +42,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "info_nce": ("one feature",),
     "binary_log_loss": ("hard", "soft"),
     "log_loss": ("rows",),
-    **{name: ("line",) for name in LINES},
-    **{name: ("rows",) for name in ROWS},
+    **dict.fromkeys(LINES, ("line",)),
+    **dict.fromkeys(ROWS, ("rows",)),
 }
 
 

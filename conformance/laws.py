@@ -32,7 +32,6 @@ class Law:
     run: Run
     unless: Applies  # (route, dtype, function) -> "" where it holds, None where it is not asked, else why it cannot be
     once: bool  # one draw is enough
-    quick: bool  # cheap enough for a compiler that compiles every shape anew
     functions: tuple[str, ...]  # the losses that it speaks of; empty: all
 
     @property
@@ -60,13 +59,13 @@ def only(*libraries: str, path: str = "", dtypes: tuple[str, ...] = DTYPES) -> A
 
 
 def law(
-    name: str, unless: Applies = _wide, *, once: bool = False, quick: bool = True, functions: tuple[str, ...] = ()
+    name: str, unless: Applies = _wide, *, once: bool = False, functions: tuple[str, ...] = ()
 ) -> Callable[[Run], Run]:
     """Puts a law into the table."""
 
     def put(run: Run) -> Run:
         assert name not in LAWS and run.__doc__
-        LAWS[name] = Law(name, run, unless, once, quick, functions)
+        LAWS[name] = Law(name, run, unless, once, functions)
         return run
 
     return put
@@ -164,7 +163,7 @@ def nothing(subject: Subject, draw: Draw) -> None:
             same(gradient, zero, f"the gradient in {key} with {', '.join(options)}")
 
 
-@law("no items", once=True, quick=False)
+@law("no items", once=True)
 def no_items(subject: Subject, draw: Draw) -> None:
     """A batch of nothing has a mean of NaN, a sum of 0, and an empty gradient."""
     empty = subject.row.take(subject.draw(draw, 4), slice(0, 0))
@@ -274,7 +273,7 @@ def numbers_of_numpy(subject: Subject, draw: Draw) -> None:
         subject.close(gradient, slopes[key], f"the gradient in {key}", factor=10)
 
 
-@law("permutation", once=True, quick=False)
+@law("permutation", once=True)
 def permutation(subject: Subject, draw: Draw) -> None:
     """Items may come in any order."""
     arguments = subject.draw(draw, 4)

@@ -205,7 +205,5 @@ LIMITS: dict[str, Limit] = {
     ),
     "logsumexp of nothing": Limit(polyloss.logsumexp, ([-INF, -INF],), {}, -INF, [0, 0]),
     "logsumexp of one infinity": Limit(polyloss.logsumexp, ([INF, 0.0],), {}, INF, [1, 0]),
-    "logsumexp of nothing kept": Limit(
-        polyloss.logsumexp, ([1.0, 2.0],), {"where": [False, False]}, -INF, [0, 0]
-    ),
+    "logsumexp of nothing kept": Limit(polyloss.logsumexp, ([1.0, 2.0],), {"where": [False, False]}, -INF, [0, 0]),
 }

@@ -200,7 +200,13 @@ class Route:
         return {name: self.array(x, dtype) for name, x in given.items()}
 
     def items(
-        self, way: str, loss: Callable[..., Any], given: tuple[np.ndarray, ...], options: dict[str, Any], wrt: int, dtype: str
+        self,
+        way: str,
+        loss: Callable[..., Any],
+        given: tuple[np.ndarray, ...],
+        options: dict[str, Any],
+        wrt: int,
+        dtype: str,
     ) -> Answer:
         """The items of a loss, and the gradient of their sum in the argument at ``wrt``."""
         arrays = [self.array(x, dtype) for x in given]

@@ -9,7 +9,7 @@ import numpy as np
 import polyloss
 from polyloss.conformance.laws import law, only
 from polyloss.conformance.losses import LOSSES, Row
-from polyloss.conformance.routes import Route, to_numpy
+from polyloss.conformance.routes import to_numpy
 from polyloss.conformance.subject import Draw, Subject, same
 
 __all__: list[str] = []
@@ -23,7 +23,7 @@ def of(subject: Subject, loss: Any, **options: Any) -> Subject:
     return Subject(Row(loss, lambda *_: {}, options), subject.route, subject.dtype)
 
 
-@law("labels of every dtype", once=True, quick=False, functions=("softmax_cross_entropy", "log_loss"))
+@law("labels of every dtype", once=True, functions=("softmax_cross_entropy", "log_loss"))
 def label_dtypes(subject: Subject, draw: Draw) -> None:
     """Labels may have any integer dtype, or be boolean, however many classes there are."""
     for k in (3, 200):
@@ -133,7 +133,7 @@ def temperature(subject: Subject, draw: Draw) -> None:
     subject.close(slopes["positives"], gradients["positives"], "the gradient in the positives", factor=10)
 
 
-@law("one item alone", once=True, quick=False)
+@law("one item alone", once=True)
 def alone(subject: Subject, draw: Draw) -> None:
     """An item without a batch axis has the loss of a batch of one."""
     row = subject.row
@@ -194,7 +194,7 @@ def invalid(subject: Subject, draw: Draw) -> None:
         subject.close(items[others], clean[others], "the other items")
 
 
-@law("threads", only("torch", path="kernel", dtypes=("float32",)), once=True, quick=False)
+@law("threads", only("torch", path="kernel", dtypes=("float32",)), once=True)
 def threads(subject: Subject, draw: Draw) -> None:
     """The number of threads changes no bit."""
     import torch
@@ -212,4 +212,3 @@ def threads(subject: Subject, draw: Draw) -> None:
         found.append([to_numpy(value), *(to_numpy(g) for g in gradients.values())])
     for one, two in zip(*found):
         same(two, one, "the result of two threads")
-

@@ -31,7 +31,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     commands.add_parser("backends", help="which array libraries and devices are here, and which path a call takes")
 
+    conformance = commands.add_parser("conformance", help="check that every backend gives the right numbers")
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if given[:1] == ["conformance"]:  # which needs packages of its own
+        try:
+            from polyloss.conformance import command
+        except ModuleNotFoundError as error:
+            print(f"polyloss conformance needs {error.name}: pip install 'array-polyloss[conformance]'", file=sys.stderr)
+            return 2
+        command.add_arguments(conformance)
+
     options = parser.parse_args(arguments)
+    if options.command == "conformance":
+        return command.run(options)
     if options.command == "backends":
         from polyloss.environment import report
 
