@@ -145,9 +145,9 @@ class Kernel(Protocol):
     """A primitive in one pass over memory.
 
     A value is the weighted items in an array, or where `Work.divisor` is given, their sum over it: a Python float, or
-    on a device, which nobody waits for, a 0-d array. Gradients are those of the sum of the weighted items over the divisor
-    (1 for items), in the dtype and shape of the arrays. Where the divisor is 0, the value is NaN and the gradient 0.
-    Raises `Unavailable`, and in host memory `InvalidTarget`.
+    on a device, which nobody waits for, a 0-d array. Gradients are those of the sum of the weighted items over the
+    divisor (1 for items), in the dtype and shape of the arrays. Where the divisor is 0, the value is NaN and the
+    gradient 0. Raises `Unavailable`, and in host memory `InvalidTarget`.
     """
 
     def value(self, work: Work, *, residuals: bool = False) -> tuple[Any, tuple[Array, ...]]:

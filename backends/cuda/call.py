@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from polyloss.backends import Array, Library, Work
+from polyloss.backends import Array, Work
 from polyloss.backends.cuda import compiled
 from polyloss.backends.cuda.fields import SUMS_BLOCK
 

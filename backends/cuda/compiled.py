@@ -18,9 +18,6 @@ __all__ = ["SIMULATED", "Kernel", "bounds", "failures", "kernel", "ptx", "writte
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 """Whether kernels run in `simulator`, on arrays in host memory."""
 
-RESIDENT = {"float64": 512, "float16": 640}
-"""Threads on a multiprocessor that the compiler leaves registers for, by the dtype of the predictions."""
-
 failures: dict[tuple[Any, ...], str] = {}
 """The kernels that could not be compiled, and why."""
 
@@ -35,12 +32,23 @@ class Bounds(NamedTuple):
     blocks: int  # that a multiprocessor should hold
 
 
-def bounds(key: Key) -> Bounds:
-    """The launch bounds of a kernel."""
-    form = next((FORMS[part] for part in key[1:] if isinstance(part, str) and part in FORMS), None)
-    threads = form.lanes if form is not None and form.block else 256
-    resident = next((RESIDENT[part] for part in key[1:] if part in RESIDENT), 768)
+def bounds(key: Key, capability: tuple[int, int]) -> Bounds:
+    """The launch bounds of a kernel: as many blocks as leave it the registers that it needs, which is tested."""
+    threads = threads_of(key)
+    pairs = any(part in ("float16", "bfloat16") for part in key)
+    if "float64" in key:
+        resident = 512
+    elif key[0] == "rows" and "warp" in key and pairs:  # which unrolls most
+        resident = 512 if capability >= (9, 0) else 256
+    else:
+        resident = 768 if capability >= (9, 0) and "float16" not in key else 512
     return Bounds(threads, max(1, resident // threads))
+
+
+def threads_of(key: Key) -> int:
+    """The threads of a block."""
+    form = next((FORMS[part] for part in key[1:] if isinstance(part, str) and part in FORMS), None)
+    return form.lanes if form is not None and form.block else 256
 
 
 def written(key: Key) -> tuple[Callable[..., None], str]:
@@ -54,8 +62,9 @@ def ptx(key: Key, capability: tuple[int, int]) -> str:
     from polyloss.backends.cuda.device import numba, signature
 
     function, parameters = written(key)
-    threads, blocks = bounds(key)
-    text, _ = numba.cuda.compile_ptx(function, signature(parameters), cc=capability, launch_bounds=(threads, blocks))
+    text, _ = numba.cuda.compile_ptx(
+        function, signature(parameters), cc=capability, launch_bounds=tuple(bounds(key, capability))
+    )
     return str(text)
 
 
@@ -64,7 +73,7 @@ class Kernel:
 
     def __init__(self, key: Key) -> None:
         self.key = key
-        self.threads = bounds(key).threads
+        self.threads = threads_of(key)
         self._loaded: dict[int, Any] = {}
         self._simulated: Callable[..., None] | None = None
 

@@ -1,8 +1,8 @@
 """The softplus cross-entropy of elements: ``a softplus(-x) + b softplus(x)``, value and gradient in one pass.
 
 Operands are [rows, columns] with two strides each, which may be 0. Where all of them are contiguous, and predictions
-and targets have one dtype, a thread takes 16 bytes of each at a time. See `polyloss.primitives.SoftplusCrossEntropy` for
-the formulas.
+and targets have one dtype, a thread takes 16 bytes of each at a time. See `polyloss.primitives.SoftplusCrossEntropy`
+for the formulas.
 """
 
 from __future__ import annotations

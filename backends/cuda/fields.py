@@ -12,6 +12,7 @@ __all__ = [
     "MOST_BLOCKS",
     "ROWS_BLOCK",
     "SOFT_BLOCK",
+    "SPLIT_BLOCK",
     "SUMS_BLOCK",
     "TRANSFORM_BLOCK",
     "Form",
@@ -47,6 +48,6 @@ FORMS = {
 MOST_BLOCKS = 1 << 14
 """Blocks of a launch; each takes further rows when it is done. So the sums of blocks are few, and always the same."""
 
-ELEMENTS_BLOCK, ROWS_BLOCK, SOFT_BLOCK = Struct("23q4d"), Struct("17q3d"), Struct("16q5d")
-TRANSFORM_BLOCK, SUMS_BLOCK = Struct("4q"), Struct("5q1d")
+ELEMENTS_BLOCK, ROWS_BLOCK, SOFT_BLOCK = Struct("23q4d"), Struct("19q3d"), Struct("16q5d")
+SPLIT_BLOCK, TRANSFORM_BLOCK, SUMS_BLOCK = Struct("15q2d"), Struct("4q"), Struct("5q1d")
 """How the parameters of each kernel are packed, all of 64 bits; each ``kernel`` names them."""

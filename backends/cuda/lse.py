@@ -1,4 +1,4 @@
-"""The log-sum-exp cross-entropy on its kernels: which of `rows` and `soft`, and how a row is shared."""
+"""The log-sum-exp cross-entropy on its kernels: which of `rows`, `split` and `soft`, and how a row is shared."""
 
 from __future__ import annotations
 
@@ -9,12 +9,18 @@ from typing import Any, NamedTuple
 from polyloss.backends import Array, Gradients, Work
 from polyloss.backends.cuda import compiled
 from polyloss.backends.cuda.call import FLOATS, WHOLE, WIDE, Value, factors, operand, room
-from polyloss.backends.cuda.fields import BATCH, FORMS, MOST_BLOCKS, ROWS_BLOCK, SOFT_BLOCK
+from polyloss.backends.cuda.fields import BATCH, FORMS, MOST_BLOCKS, ROWS_BLOCK, SOFT_BLOCK, SPLIT_BLOCK
 
 __all__ = ["Lse", "Shape", "shape_of"]
 
 FEW = 128
 """The most classes that a part of a warp takes, one number at a time."""
+
+SPLIT = 64
+"""The most rows that are split among blocks, where they are long: more of them keep a device busy as they are."""
+
+LONG = 512 * BATCH * 16
+"""Bytes from which on a row is long: more than a block holds in registers."""
 
 SIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 THREADS = 256  # of a block in which teams are parts of it
@@ -34,6 +40,16 @@ class Shape(NamedTuple):
 
 
 @functools.lru_cache(maxsize=512)
+def slices_of(classes: int, size: int, aligned: bool, device: int) -> tuple[Shape, int]:
+    """The form for the gradient alone, and into how many pieces a row is cut."""
+    vectors = -(-classes * size // 16)
+    most = FORMS["block256"].lanes * BATCH
+    if classes <= FEW or not aligned or vectors <= most:
+        return shape_of(classes, size, aligned, device), 1
+    return Shape("block256", 256, 0, 0), -(-vectors // most)
+
+
+@functools.lru_cache(maxsize=512)
 def shape_of(classes: int, size: int, aligned: bool, device: int) -> Shape:
     """The form for rows of so many classes of ``size`` bytes; aligned: logits and gradient alike."""
     if classes <= FEW:
@@ -44,7 +60,7 @@ def shape_of(classes: int, size: int, aligned: bool, device: int) -> Shape:
     if not aligned:
         return Shape("scalar block", 256, 0, 0)
     vectors = -(-classes * size // 16)
-    for form in ("warp", "block64", "block128", "block256", "block512"):
+    for form in ("warp", "block64", "block128", "block256"):
         if vectors <= FORMS[form].lanes * BATCH:
             return Shape(form, FORMS[form].lanes, 0, 0)
     # Two blocks on a multiprocessor, one of which reads while the other writes, as long as most of a row is kept.
@@ -100,7 +116,10 @@ class Lse:
         last = axis == x.ndim - 1
         items = x.shape[:axis] + x.shape[axis + 1 :]
         x = x if last else _classes_last(library, x, axis)
-        in_place = last and work.disposable and value and gradient and not soft and library.is_contiguous(x)
+        rows = math.prod(items)
+        split = value and not soft and rows <= SPLIT and x.shape[-1] * SIZE[kind] > LONG
+        in_place = last and work.disposable and value and gradient and library.is_contiguous(x)
+        in_place = in_place and not (soft or split)
         x = x if library.is_contiguous(x) else library.contiguous(x)
         g = x if in_place else library.empty(x.shape, x.dtype, x) if gradient else None
         if dense:
@@ -111,7 +130,7 @@ class Lse:
         c = c if c is None else operand(work, c, c.shape, work.dtype)
         w = work.weights if work.weights is None else operand(work, work.weights, items, work.dtype)
         keep = work.keep if work.keep is None else operand(work, work.keep, items)
-        compute = self._soft if soft else self._rows
+        compute = self._soft if soft else self._split if split else self._rows
         left, kept = compute(work, items, (x, y, c, mask, w, keep, g), (kind, target_kind), value, residuals)
         if g is not None and not last:
             g = _classes_back(library, g, axis)
@@ -138,8 +157,12 @@ class Lse:
         top, others = residuals or (None, None)
         x_at, g_at = at(x), 0 if g is None else at(g)
         aligned = x_at % SIZE[kinds[0]] == 0 and (g is None or (x_at - g_at) % 16 == 0)
-        shape = shape_of(classes, SIZE[kinds[0]], aligned, queue[0])
-        blocks = shape.blocks(rows)
+        key, pieces = (classes, SIZE[kinds[0]], aligned, queue[0]), 1
+        if value:
+            shape = shape_of(*key)
+        else:
+            shape, pieces = slices_of(*key)
+        blocks = shape.blocks(rows * pieces)
         left, given = Value(work, items, blocks, value), factors(work)
         parameters = ROWS_BLOCK.pack(
             x_at,
@@ -159,6 +182,8 @@ class Lse:
             classes,
             shape.lanes,
             shape.shelved,
+            pieces,
+            -(-classes // pieces),
             work.primitive.z_loss,
             given.scale_by,
             given.divide_by,
@@ -166,6 +191,49 @@ class Lse:
         kernel = compiled.kernel("rows", *kinds, shape.form, value, g is not None)
         kernel(queue, blocks, parameters, shape.dynamic)
         return left.finished(work, queue, WIDE[kinds[0]], blocks, given), residuals or ()
+
+    def _split(
+        self,
+        work: Work,
+        items: tuple[int, ...],
+        arrays: tuple[Any, ...],
+        kinds: tuple[str, str],
+        value: bool,
+        residuals: tuple[Array, ...] | None,
+    ) -> tuple[Any, tuple[Array, ...]]:
+        library = work.library
+        x, y, c, _, w, keep, g = arrays
+        at, queue = library.address, library.queue(x)
+        classes, rows = x.shape[-1], math.prod(items)
+        pieces = -(-classes * SIZE[kinds[0]] // LONG)
+        parts = library.empty((4, rows * pieces), work.dtype, x)
+        kept = tuple(library.empty((rows,), work.dtype, x) for _ in range(2))
+        joiners = -(-rows * 32 // THREADS)
+        left, given = Value(work, items, joiners, True), factors(work)
+        parameters = SPLIT_BLOCK.pack(
+            at(x),
+            at(y),
+            0 if c is None else at(c),
+            0 if w is None else at(w),
+            0 if keep is None else at(keep),
+            left.items_at,
+            left.sums_at,
+            left.result_at,
+            at(kept[0]),
+            at(kept[1]),
+            at(parts),
+            given.divisor_at,
+            rows,
+            classes,
+            pieces,
+            work.primitive.z_loss,
+            given.divide_by,
+        )
+        compiled.kernel("split", kinds[0], "", "block512")(queue, min(MOST_BLOCKS, rows * pieces), parameters)
+        compiled.kernel("split", *kinds, "")(queue, joiners, parameters)
+        if g is not None:
+            self._rows(work, items, arrays, kinds, False, kept)
+        return left.finished(work, queue, WIDE[kinds[0]], joiners, given), kept
 
     def _soft(
         self,

@@ -1,8 +1,9 @@
 """Log-sum-exp cross-entropy of rows against labels: one team of threads for each row.
 
-A row is read from memory once. Each thread keeps its part of the first batch in registers, and of the next ones in
-shared memory, as far as that goes; what is beyond comes again, from the second-level cache. The sum of the exponentials
-leaves out what equals the maximum, and counts it: so nothing cancels in a row that the model is sure of. See
+A row is read from memory once, for the value with its gradient or alone. Each thread keeps its part of the first batch
+in registers, and of the next ones in shared memory, as far as that goes; what is beyond comes again, from the
+second-level cache. The sum of the exponentials leaves out what equals the maximum, and counts it: so nothing cancels in
+a row that the model is sure of. The gradient alone needs no team, so there a long row is cut into pieces. See
 `polyloss.primitives.LseCrossEntropy` for the formulas.
 """
 
@@ -34,7 +35,7 @@ from polyloss.backends.cuda.teams import team
 
 __all__ = ["PARAMETERS", "build", "row_of"]
 
-PARAMETERS = "qqqqqqqqqqqqqqqqqddd"
+PARAMETERS = "qqqqqqqqqqqqqqqqqqqddd"
 
 
 @functools.cache
@@ -51,7 +52,7 @@ def row_of(x: str, wide: str, form: Form) -> SimpleNamespace:
     widest, sum_up = group.maximum, group.sums
     E, HELD = chunk.numbers, BATCH * chunk.words
     zero, one = real(0), real(1)
-    read, size = memory(x, wide).load, memory(x, wide).size
+    size = memory(x, wide).size
 
     @device
     def parts(row, classes):
@@ -111,7 +112,7 @@ def row_of(x: str, wide: str, form: Form) -> SimpleNamespace:
 
     @device
     def statistics(row, head, n, edge, lane, lanes, batches, shelved, held, spare, shelf, scratch):
-        """The maximum of a row, and the sum of the others' exponentials; ``held`` keeps the first batch."""
+        """The maximum of a row, and what `others_of` takes; ``held`` keeps the first batch."""
         base, step = row + head * size, BATCH * lanes
         gather(base, n, lane, lanes, held)
         top = peak(held, edge)
@@ -135,48 +136,37 @@ def row_of(x: str, wide: str, form: Form) -> SimpleNamespace:
                     gather(base, n, lane + batch * step, lanes, spare)
                 total, lost, tops = sums(spare, top, total, lost, tops)
         total, lost, tops = sum_up(total, lost, tops, lanes, scratch[1], scratch[2], scratch[3])
-        others = (total + (tops - one)) + lost
-        # Two infinite logits, or none that is finite.
-        undefined = top == -inf or (top == inf and tops > one)
-        return top, nan if undefined else others
-
-    return SimpleNamespace(
-        chunk=chunk, parts=parts, edge_at=edge_at, gather=gather, take=take, statistics=statistics, read=read
-    )
-
-
-def build(x: str, labels: str, form: str, value: bool, gradient: bool) -> Any:
-    """The kernel for logits and labels of these dtypes; see `fields.Form`."""
-    wide = "float64" if x == "float64" else "float32"
-    shape = FORMS[form]
-    m, of, LANES, long, shelved_too, whole_block = (
-        number(wide),
-        row_of(x, wide, shape),
-        shape.lanes,
-        shape.long,
-        shape.shelf,
-        shape.block,
-    )
-    real, exp, log1p, inf, nan = m.real, m.exp, m.log1p, m.inf, m.nan
-    Real, Word, E, HELD = m.type, of.chunk.word, of.chunk.numbers, BATCH * of.chunk.words
-    get, write_chunk, gather, take = of.chunk.get, of.chunk.store, of.gather, of.take
-    parts, edge_at, statistics = of.parts, of.edge_at, of.statistics
-    logits, own = memory(x, wide), memory(wide, wide)
-    read, write, size = logits.load, logits.store, logits.size
-    read_own, write_own = own.load, own.store
-    label_at, flag = memory(labels, "int64").load, memory("bool", "int64").load
-    factor_of, finish = scaling(wide), finishing(wide)
-    zero, one, two = real(0), real(1), real(2)
+        return top, total, lost, tops
 
     @device
-    def limit(weight, v):
-        return zero if weight == zero and v == inf else v
+    def others_of(top, total, lost, tops):
+        """The sum of the exponentials without one top."""
+        undefined = top == -inf or (top == inf and tops > one)  # nothing finite, or two infinite logits
+        return nan if undefined else (total + (tops - one)) + lost
+
+    return SimpleNamespace(
+        chunk=chunk,
+        parts=parts,
+        edge_at=edge_at,
+        gather=gather,
+        take=take,
+        statistics=statistics,
+        others_of=others_of,
+    )
+
+
+@functools.cache
+def formulas(wide: str) -> SimpleNamespace:
+    """The loss of a row, and its gradient at and beside the label."""
+    m = number(wide)
+    real, exp, log1p, inf = m.real, m.exp, m.log1p, m.inf
+    zero = real(0)
 
     @device
     def loss(q, top, others, xy, z):
-        gap = zero if xy == top else top - xy
+        gap = zero if xy == top or (q == zero and top - xy == inf) else top - xy
         tail = log1p(others)
-        item = q * limit(q, gap) + q * tail
+        item = q * gap + q * tail
         if z != zero:
             lse = top + tail
             item += z * lse * lse
@@ -196,6 +186,33 @@ def build(x: str, labels: str, form: str, value: bool, gradient: bool) -> Any:
             return factor * (rise - q * (others / norm))
         return factor * ((q + pull) * (exp(xy - top) / norm) - q)
 
+    return SimpleNamespace(loss=loss, slope=slope, slope_at_label=slope_at_label)
+
+
+def build(x: str, labels: str, form: str, value: bool, gradient: bool) -> Any:
+    """The kernel for logits and labels of these dtypes; see `fields.Form`."""
+    wide = "float64" if x == "float64" else "float32"
+    shape = FORMS[form]
+    m, of, LANES, long, shelved_too, whole_block = (
+        number(wide),
+        row_of(x, wide, shape),
+        shape.lanes,
+        shape.long,
+        shape.shelf,
+        shape.block,
+    )
+    real, exp, log1p, inf, nan = m.real, m.exp, m.log1p, m.inf, m.nan
+    Real, Word, E, HELD = m.type, of.chunk.word, of.chunk.numbers, BATCH * of.chunk.words
+    get, write_chunk, gather, take = of.chunk.get, of.chunk.store, of.gather, of.take
+    parts, edge_at, statistics, others_of = of.parts, of.edge_at, of.statistics, of.others_of
+    loss, slope, slope_at_label = formulas(wide).loss, formulas(wide).slope, formulas(wide).slope_at_label
+    logits, own = memory(x, wide), memory(wide, wide)
+    read, write, size = logits.load, logits.store, logits.size
+    read_own, write_own = own.load, own.store
+    label_at, flag = memory(labels, "int64").load, memory("bool", "int64").load
+    factor_of, finish = scaling(wide), finishing(wide)
+    zero, one, two = real(0), real(1), real(2)
+
     def kernel(
         x_at,
         labels_at,
@@ -214,6 +231,8 @@ def build(x: str, labels: str, form: str, value: bool, gradient: bool) -> Any:
         classes,
         lanes,
         shelved,
+        pieces,
+        piece,
         z_loss,
         scale_by,
         divide_by,
@@ -236,34 +255,41 @@ def build(x: str, labels: str, form: str, value: bool, gradient: bool) -> Any:
             mine, teams = thread() // size_of_team, threads() // size_of_team
         z, scale = real(z_loss), factor_of(scale_by, scale_at, divide_by, divisor_at)
         total = 0.0
-        for first in range(block() * teams, rows, blocks() * teams):
-            r = first + mine
-            on = r < rows
-            there = on
+        units = rows if value else rows * pieces
+        for first in range(block() * teams, units, blocks() * teams):
+            r, start, width = first + mine, 0, classes
+            there = r < units
+            if not value:
+                r //= pieces
+                start = (first + mine - r * pieces) * piece
+                width = min(piece, classes - start)
+            on = there
             if on and keep_at != 0:
                 on = flag(keep_at, r) != 0
-            row = x_at + r * classes * size
-            head, n = parts(row, classes)
-            item, top, others, q, weight, xy, y = zero, zero, zero, one, one, zero, int32(-1)
-            edge, k = -inf, edge_at(head, n, classes, lane) if there else int32(-1)
+            row = x_at + (r * classes + start) * size
+            head, n = parts(row, width)
+            item, top, others, q, weight, xy, y = zero, zero, zero, one, one, zero, int32(0)
+            edge, k = -inf, edge_at(head, n, width, lane) if there else int32(-1)
             if on:
                 label = label_at(labels_at, r)
-                y = int32(label)
                 if label < 0 or label >= classes:
-                    y, q = int32(0), nan
-                elif c_at != 0:
-                    q = read_own(c_at, y)
+                    q = nan
+                else:
+                    y = int32(label)
+                    if c_at != 0:
+                        q = read_own(c_at, y)
                 if w_at != 0:
                     weight = read_own(w_at, r)
-                xy = read(row, y)  # before the gradient, which may take the place of the predictions
+                xy = read(row, y - start)  # before the gradient, which may take the place of the predictions
                 if k >= 0:
                     edge = read(row, k)
             count = n if on else 0
             batches = int32((n + BATCH * size_of_team - 1) // (BATCH * size_of_team)) if long else int32(1)
             if value:
-                top, others = statistics(
+                top, summed, lost, tops = statistics(
                     row, head, count, edge, lane, size_of_team, batches, shelved, held, spare, shelf, scratch
                 )
+                others = others_of(top, summed, lost, tops)
                 if gradient and not whole_block:  # the gradient may take the place of what another lane has read
                     warp_barrier()
                 if lane == 0 and there:
@@ -282,7 +308,7 @@ def build(x: str, labels: str, form: str, value: bool, gradient: bool) -> Any:
                 share = factor * ((q + pull) / norm)
                 # To compute an exponential again costs less than a register for each: of a pair of halves, two.
                 again = opaque(top) if E == 8 else top
-                out_row = g_at + r * classes * size
+                out_row = g_at + (r * classes + start) * size
                 base, out_base = row + head * size, out_row + head * size
                 for batch in range(batches):
                     at = int32(lane + batch * BATCH * size_of_team)
@@ -303,12 +329,13 @@ def build(x: str, labels: str, form: str, value: bool, gradient: bool) -> Any:
                 if k >= 0:
                     write(out_row, k, slope(exp(edge - top), top, norm, q, share, z, factor) if on else zero)
                 if on:  # by the lane that wrote there before
-                    p = y - head
-                    owner = y == k
+                    at_label = int32(y - start)
+                    p = at_label - head
+                    owner = at_label == k
                     if p >= 0 and p < n * E:
                         owner = (p // E) % size_of_team == lane
                     if owner:
-                        write(out_row, y, slope_at_label(xy, top, others, norm, q, pull, z, factor))
+                        write(out_row, at_label, slope_at_label(xy, top, others, norm, q, pull, z, factor))
         if value:
             finish(total, sums_at, result_at, divide_by, divisor_at)
 

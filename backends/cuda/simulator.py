@@ -13,8 +13,8 @@ launch is quick and always the same, and it is checked on the way:
 from __future__ import annotations
 
 import bisect
+import contextvars
 import ctypes
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -72,6 +72,7 @@ def int32(x: Any) -> int:
 class _Lane(greenlet.greenlet):
     def __init__(self, run: Callable[[], None], hub: Any, block: _Block, index: int) -> None:
         super().__init__(run, hub)
+        self.gr_context = contextvars.copy_context()  # NumPy's error state is there
         self.block, self.index = block, index
         self.arrays = 0  # how many shared arrays it has named
         self.waits: Any = None  # for what: a value and a distance, or a distance of 0 for the warp alone

@@ -1,0 +1,79 @@
+"""The kernels for CUDA memory stay within the budget, on the hard cases of `polyloss.conformance.accuracy`."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+import pytest
+from simulated.device import launching, to_device, to_host
+
+import polyloss
+from polyloss.conformance import oracle
+from polyloss.conformance.accuracy import GAPS, Case, cases, share
+from polyloss.conformance.budget import Exact, spread, ulps
+
+LARGE = ("-axis0-128000-", "-hard-128000-float64")
+ON_KERNELS = ("softmax_cross_entropy", "sigmoid_cross_entropy", "bpr", "info_nce")
+HARD = [name for name in cases if name.startswith(ON_KERNELS) and not any(part in name for part in LARGE)]
+
+
+def _run(case: Case) -> tuple[np.ndarray, np.ndarray]:
+    name = list(inspect.signature(case.loss).parameters)[case.wrt]
+    options = {key: to_device(x) for key, x in case.options.items()}
+    with launching() as device:
+        both = polyloss.value_and_grad(case.loss, name)
+        items, gradient = both(*map(to_device, case.arrays), reduction="none", **options)
+        assert device.launched, "takes no kernel"
+    return to_host(items), to_host(gradient)
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_values_and_gradients_are_within_the_budget(name: str) -> None:
+    case = cases[name]()
+    assert max(share(case, "device", *_run(case))) <= 1
+
+
+@pytest.mark.parametrize("name", ["softmax_cross_entropy-hard-1000-float32", "softmax_cross_entropy-z-33-float64"])
+def test_so_are_they_one_after_the_other_from_the_row_statistics(name: str) -> None:
+    case = cases[name]()
+    with launching():
+        work = _work(case)
+        items, kept = work.kernel.value(work, residuals=True)
+        gradient = work.kernel.vjp(work, kept)[0]
+    assert max(share(case, "device", to_host(items), to_host(gradient))) <= 1
+
+
+def _work(case: Case) -> Any:
+    from polyloss.application import Application
+    from polyloss.primitives import LseCrossEntropy
+    from simulated.device import LIBRARY
+
+    x, y = map(to_device, case.arrays)
+    work = Application(LseCrossEntropy(0.0, case.options.get("z_loss", 0.0)), LIBRARY, x.dtype, (x, y, None, None), 1)
+    return work.fused((True, False))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", ["sigmoid", "log_sigmoid", "softplus", "softmax", "log_softmax", "logsumexp"])
+def test_transforms_are_within_the_budget(name: str, dtype: str) -> None:
+    of = oracle.FORMULAS[name][0]
+    floor = float(np.finfo(dtype).smallest_subnormal)
+    gaps = np.array([*GAPS, 1e-30, 1e-7])
+    if name in ("sigmoid", "log_sigmoid", "softplus"):
+        x = np.concatenate([gaps, -gaps]).astype(dtype)
+        exact, budget = Exact([of(v) for v in x.tolist()]), np.full(x.shape, 6.0)
+        larger = None
+    else:
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((len(gaps), 40)).astype(dtype)
+        x[:, 7] += gaps.astype(dtype)
+        exact = Exact([of(row) for row in x.astype(np.float64).tolist()])
+        budget = 6 + (x.max(-1, keepdims=True) - x.astype(np.float64)) + spread(x)[:, None] + np.log2(40)
+        budget = budget[:, 0] * 0 + 6 + spread(x) + np.log2(40) if name == "logsumexp" else budget
+        larger = np.max(np.abs(x), axis=-1) if name == "logsumexp" else None
+    with launching() as device:
+        got = to_host(getattr(polyloss, name)(to_device(x)))
+        assert device.launched, "takes no kernel"
+    assert np.all(ulps(got, exact, larger, floor=40 * floor) <= budget)
