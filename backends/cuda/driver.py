@@ -27,10 +27,14 @@ _address = ctypes.c_void_p
 _local = threading.local()
 
 
+def _opened() -> Any:
+    return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+
+
 @functools.cache
 def library() -> Any:
     """The driver's library; `OSError` where there is none."""
-    found = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    found = _opened()
     _check(found.cuInit(0), "cuInit")
     for name, arguments in {
         "cuLaunchKernel": [_address, *[ctypes.c_uint] * 7, _address, _address, _address],

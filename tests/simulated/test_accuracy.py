@@ -46,9 +46,10 @@ def test_so_are_they_one_after_the_other_from_the_row_statistics(name: str) -> N
 
 
 def _work(case: Case) -> Any:
+    from simulated.device import LIBRARY
+
     from polyloss.application import Application
     from polyloss.primitives import LseCrossEntropy
-    from simulated.device import LIBRARY
 
     x, y = map(to_device, case.arrays)
     work = Application(LseCrossEntropy(0.0, case.options.get("z_loss", 0.0)), LIBRARY, x.dtype, (x, y, None, None), 1)
