@@ -59,13 +59,10 @@ def written(key: Key) -> tuple[Callable[..., None], str]:
 
 def ptx(key: Key, capability: tuple[int, int]) -> str:
     """A kernel in the language of NVIDIA's virtual machine."""
-    from polyloss.backends.cuda.device import numba, signature
+    from polyloss.backends.cuda.device import compile_ptx
 
     function, parameters = written(key)
-    text, _ = numba.cuda.compile_ptx(
-        function, signature(parameters), cc=capability, launch_bounds=tuple(bounds(key, capability))
-    )
-    return str(text)
+    return str(compile_ptx(function, parameters, capability, tuple(bounds(key, capability))))
 
 
 class Kernel:

@@ -1,28 +1,28 @@
 """What the kernels compute with, on the device: memory by address, threads that exchange numbers, exp and log1p.
 
-All that Numba's dialect of CUDA lacks, or that its simulator lacks, stands here; a kernel uses these names alone. With
-``NUMBA_ENABLE_CUDASIM=1`` they are those of `simulator` instead. Another compiler of the same dialect is another first
-import.
+A kernel uses these names alone. They are those of `intrinsics`, for Numba's compiler of CUDA, or of `simulator`, with
+``NUMBA_ENABLE_CUDASIM=1``. Another compiler of the same dialect is a third such module, and one line here.
 
-Numba is imported here and in the kernels alone, and they are imported only to compile.
+Numba is imported by the first of them and by nothing else, and that only to compile.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 from types import SimpleNamespace
 from typing import Any
 
-import numba.cuda
 import numpy as np
-from numba.core import config
+
+from polyloss.backends.cuda.compiled import SIMULATED
 
 __all__ = [
-    "SIMULATED",
     "barrier",
     "block",
     "blocks",
+    "compile_ptx",
     "cuda",
     "device",
     "int32",
@@ -31,7 +31,6 @@ __all__ = [
     "opaque",
     "scalars",
     "shuffle",
-    "signature",
     "thread",
     "threads",
     "two_sum",
@@ -40,18 +39,10 @@ __all__ = [
     "warp_barrier",
 ]
 
-SIMULATED = bool(config.ENABLE_CUDASIM)
+_here: Any = importlib.import_module(f"polyloss.backends.cuda.{'simulator' if SIMULATED else 'intrinsics'}")
 
-if SIMULATED:
-    from polyloss.backends.cuda import simulator as _here
-
-    cuda, device = _here.cuda, _here.device
-else:
-    from polyloss.backends.cuda import intrinsics as _here
-
-    cuda, device = numba.cuda, numba.cuda.jit(device=True, forceinline=True)
-
-signature, types, int32 = _here.signature, _here.types, _here.int32
+cuda, device, compile_ptx = _here.cuda, _here.device, _here.compile_ptx
+types, int32 = _here.types, _here.int32
 thread, threads, block, blocks = _here.thread, _here.threads, _here.block, _here.blocks
 barrier, warp_barrier, shuffle, opaque = _here.barrier, _here.warp_barrier, _here.shuffle, _here.opaque
 
@@ -96,44 +87,54 @@ def vectors(dtype: str, wide: str) -> SimpleNamespace:
     ``load(p, i, held, j)`` brings the i-th vector at an address to place j of an array of words, ``blank`` fills a
     place with -inf, ``get(held, j, e)`` is its number e, and ``store(p, i, out)`` packs an array of numbers.
     """
-    if dtype == "float64":
-        load2, store2 = _here.load2, _here.store2
-        as_number, as_word = _here.as_double, _here.as_long
+    return _doubles() if dtype == "float64" else _singles() if dtype == "float32" else _pairs(dtype)
 
-        @device
-        def load(address, i, held, j):
-            held[2 * j], held[2 * j + 1] = load2(address + 16 * i)
 
-        @device
-        def get(held, j, e):
-            return as_number(held[2 * j + e])
+def _doubles() -> SimpleNamespace:
+    load2, store2 = _here.load2, _here.store2
+    as_number, as_word = _here.as_double, _here.as_long
 
-        @device
-        def store(address, i, out):
-            store2(address + 16 * i, as_word(out[0]), as_word(out[1]))
+    @device
+    def load(address, i, held, j):
+        held[2 * j], held[2 * j + 1] = load2(address + 16 * i)
 
-        return _vectors(types.uint64, 2, 1, np.uint64(0xFFF0000000000000), load, get, store)
+    @device
+    def get(held, j, e):
+        return as_number(held[2 * j + e])
 
-    load4, store4 = _here.load4, _here.store4
+    @device
+    def store(address, i, out):
+        store2(address + 16 * i, as_word(out[0]), as_word(out[1]))
+
+    return _vectors(types.uint64, 2, 1, np.uint64(0xFFF0000000000000), load, get, store)
+
+
+def _loading_words() -> Any:
+    load4 = _here.load4
 
     @device
     def load(address, i, held, j):
         held[4 * j], held[4 * j + 1], held[4 * j + 2], held[4 * j + 3] = load4(address + 16 * i)
 
-    if dtype == "float32":
-        as_number, as_word = _here.as_float, _here.as_int
+    return load
 
-        @device
-        def get(held, j, e):
-            return as_number(held[4 * j + e])
 
-        @device
-        def store(address, i, out):
-            store4(address + 16 * i, as_word(out[0]), as_word(out[1]), as_word(out[2]), as_word(out[3]))
+def _singles() -> SimpleNamespace:
+    store4, as_number, as_word = _here.store4, _here.as_float, _here.as_int
 
-        return _vectors(types.uint32, 4, 1, np.uint32(0xFF800000), load, get, store)
+    @device
+    def get(held, j, e):
+        return as_number(held[4 * j + e])
 
-    lower, upper, pack = _here.halves(dtype)
+    @device
+    def store(address, i, out):
+        store4(address + 16 * i, as_word(out[0]), as_word(out[1]), as_word(out[2]), as_word(out[3]))
+
+    return _vectors(types.uint32, 4, 1, np.uint32(0xFF800000), _loading_words(), get, store)
+
+
+def _pairs(dtype: str) -> SimpleNamespace:
+    store4, (lower, upper, pack) = _here.store4, _here.halves(dtype)
 
     @device
     def get(held, j, e):
@@ -150,7 +151,8 @@ def vectors(dtype: str, wide: str) -> SimpleNamespace:
             pack(out[6], out[7]),
         )
 
-    return _vectors(types.uint32, 4, 2, np.uint32(0xFC00FC00 if dtype == "float16" else 0xFF80FF80), load, get, store)
+    lowest = np.uint32(0xFC00FC00 if dtype == "float16" else 0xFF80FF80)
+    return _vectors(types.uint32, 4, 2, lowest, _loading_words(), get, store)
 
 
 def _vectors(word: Any, words: int, halves: int, lowest: Any, load: Any, get: Any, store: Any) -> SimpleNamespace:

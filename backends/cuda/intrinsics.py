@@ -33,7 +33,7 @@ _FLOAT, _DOUBLE = ir.FloatType(), ir.DoubleType()
 _GLOBAL = 1  # the address space
 _WHOLE_WARP = 0xFFFFFFFF
 
-_inline = cuda.jit(device=True, forceinline=True)
+device = cuda.jit(device=True, forceinline=True)
 
 
 def signature(letters: str) -> Any:
@@ -41,41 +41,47 @@ def signature(letters: str) -> Any:
     return types.void(*[types.int64 if letter == "q" else types.float64 for letter in letters])
 
 
+def compile_ptx(kernel: Any, letters: str, capability: tuple[int, int], bounds: tuple[int, int]) -> str:
+    """A kernel in the language of NVIDIA's virtual machine; bounds: the threads of a block, and blocks at a time."""
+    text, _ = cuda.compile_ptx(kernel, signature(letters), cc=capability, launch_bounds=bounds)
+    return str(text)
+
+
 int32 = types.int32
 
 
-@_inline
+@device
 def thread():
     return cuda.threadIdx.x
 
 
-@_inline
+@device
 def threads():
     return cuda.blockDim.x
 
 
-@_inline
+@device
 def block():
     return cuda.blockIdx.x
 
 
-@_inline
+@device
 def blocks():
     return cuda.gridDim.x
 
 
-@_inline
+@device
 def barrier():
     cuda.syncthreads()
 
 
-@_inline
+@device
 def warp_barrier():
     """What a lane of the warp read or wrote before, it did before what another one does after."""
     cuda.syncwarp()
 
 
-@_inline
+@device
 def shuffle(x, distance):
     """The x of the lane whose number differs in the bits of ``distance``. All lanes of the warp must come here."""
     return cuda.shfl_xor_sync(_WHOLE_WARP, x, distance)
@@ -106,7 +112,7 @@ def ratio(wide: str) -> Any:
     if wide == "float32":
         return libdevice.fast_fdividef
 
-    @_inline
+    @device
     def divided(a, b):
         return a / b
 
