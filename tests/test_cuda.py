@@ -12,6 +12,7 @@ import ctypes
 import functools
 import importlib
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -343,9 +344,32 @@ def test_a_long_row_may_have_all_the_shared_memory_there_is(stub: Any) -> None:
 
 def test_without_the_toolchain_or_a_driver_the_reason_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     memory.missing.cache_clear()
-    assert memory.missing(0), "this machine has a GPU"
+    if not memory.missing(0):
+        pytest.skip("NOT RUN: this machine has a GPU and the toolchain")
     monkeypatch.setattr(memory, "find_spec", lambda name: None)
     memory.missing.cache_clear()
     assert "pip install" in memory.missing(0)
     monkeypatch.undo()
     memory.missing.cache_clear()
+
+
+# The script for a machine with a GPU.
+
+
+def test_the_script_for_a_gpu_runs_dry_and_says_what_it_does_not_run(tmp_path: Path) -> None:
+    pytest.importorskip("greenlet")
+    command = [sys.executable, "-m", "benchmarks.gpu", "--dry-run", "--output", str(tmp_path / "gpu")]
+    done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    document = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
+    outcomes = {check["name"]: check["outcome"] for check in document["checks"]}
+    assert outcomes["simulator, value_and_grad: the oracle"] == "passed"
+    assert all(outcome == "passed" or outcome.startswith("NOT RUN: ") for outcome in outcomes.values())
+    for workload in document["workloads"]:
+        reasons = {found["name"]: found["not run"] for found in workload["contestants"]}
+        assert reasons.pop("polyloss, CuPy") == ""
+        assert all(reason.startswith("NOT RUN: ") for reason in reasons.values())
+    assert len(document["bar"]) == 10
+    assert all(verdict["outcome"].startswith("NOT MEASURED") for verdict in document["bar"])
+    for suffix in (".html", ".txt"):
+        assert "NOT MEASURED" in (tmp_path / "gpu").with_suffix(suffix).read_text(encoding="utf-8")
