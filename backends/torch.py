@@ -239,7 +239,7 @@ class _KernelRule(torch.autograd.Function):  # type: ignore[misc]
                 work.weights = cotangent if work.weights is None else cotangent * work.weights
                 work.scale = 1.0
             else:
-                work.scale = float(cotangent) if cotangent.is_cpu else cotangent
+                work.scale = float(cotangent) if LIBRARY.memory(cotangent) == "host" else cotangent
             gradient = kernel.vjp(work, saved[count:])[0]
         return None, None, None, gradient, *[None] * (count - 1)
 

@@ -56,6 +56,19 @@ def _work(case: Case) -> Any:
     return work.fused((True, False))
 
 
+def test_sums_of_many_equal_terms_keep_their_digits() -> None:
+    """One thread adds 256 of them, each rounded the same way: 60 ulp are lost without compensation."""
+    k, gap = 1 << 16, np.float32(0.025303826)
+    x = np.full((1, k), -gap)
+    x[0, 0] = 0
+    e = np.exp(-np.float64(gap))
+    exact = e / (1 + (k - 1) * e)
+    with launching():
+        both = polyloss.value_and_grad(polyloss.softmax_cross_entropy)
+        _, gradient = both(to_device(x), to_device(np.array([0])), class_mask=to_device(np.ones(k, bool)))
+    assert np.abs(to_host(gradient)[0, 1] - exact) / np.spacing(np.float32(exact)) <= 6 + gap + np.log2(k)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", ["sigmoid", "log_sigmoid", "softplus", "softmax", "log_softmax", "logsumexp"])
 def test_transforms_are_within_the_budget(name: str, dtype: str) -> None:
