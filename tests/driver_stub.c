@@ -27,7 +27,7 @@ int cuModuleGetFunction(void **function, void *module, const char *name) {
     *function = (void *)0x3000;
     return module == (void *)0x2000 ? 0 : 400;
 }
-int cuFuncSetAttribute(void *function, int which, int value) { seen.room = which == 8 ? value : 0; return 0; }
+int cuFuncSetAttribute(void *function, int which, int value) { if (which == 8) seen.room = value; return 0; }
 int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                    unsigned dynamic, void *stream, void **parameters, void **extra) {
     if (gy * gz * by * bz != 1 || parameters || extra[0] != (void *)1 || extra[2] != (void *)2 || extra[4]) return 1;

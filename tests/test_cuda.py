@@ -116,6 +116,13 @@ def test_every_kernel_compiles_and_spills_no_register(
 
     code, said = driver.cubin(_text(key, capability), capability, ("-verbose", "-Xptxas=-v"))
     assert code.startswith(b"\x7fELF")
+    entry = re.search(r"\.visible \.entry (\S+?)\(((?:.|\n)*?)\)", _text(key, capability))
+    assert entry is not None
+    assert entry[1].encode() in code
+    # One block of 64-bit parameters, without gaps, is what a launch passes.
+    kinds = re.findall(r"\.param \.([a-z]\d+)", entry[2])
+    letters = importlib.import_module(f"polyloss.backends.cuda.{key[0]}").PARAMETERS
+    assert kinds == [{"q": "u64", "d": "f64"}[letter] for letter in letters]
     registers = int(re.search(r"Used (\d+) registers", said)[1])  # type: ignore[index]
     record_property("registers", registers)
     assert re.search(r"\b0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads", said), said
@@ -322,7 +329,7 @@ def test_a_launch_tells_the_driver_the_stream_the_sizes_and_the_parameters(stub:
         kernel((device, 0x77), 3, parameters, 0)
     seen = Seen.in_dll(stub, "seen")
     assert seen.launches == 2
-    assert (seen.blocks, seen.threads, seen.dynamic, seen.stream) == (3, 256, 0, 0x77)
+    assert (seen.blocks, seen.threads, seen.dynamic, seen.stream) == (3, 1024, 0, 0x77)
     assert bytes(bytearray(seen)[Seen.parameters.offset :][: seen.size]) == parameters
     assert seen.context == 0x1000 + device, "not in the context of the array's device"
     assert stub.depth_of_contexts() == 1, "the user's context is not the current one any more"

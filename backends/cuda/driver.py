@@ -20,7 +20,7 @@ OLDEST = (8, 0)
 """The compute capability from which on a pair of halves is rounded in one instruction."""
 
 MINOR, MAJOR, SHARED_OPT_IN = 76, 75, 97  # device attributes
-MAX_DYNAMIC_SHARED = 8  # function attribute
+MAX_DYNAMIC_SHARED, SHARED_CARVEOUT = 8, 9  # function attributes
 POINTER, SIZE, END = 1, 2, 0  # of packed parameters
 
 _address = ctypes.c_void_p
@@ -164,6 +164,7 @@ def function(text: str, device: int) -> Callable[[int, int, int, int, bytes], No
         if ".extern .shared" in text:  # more than 48 KiB must be asked for
             room = _attribute(device, SHARED_OPT_IN) - 4096  # what is static
             _check(driver.cuFuncSetAttribute(handle, MAX_DYNAMIC_SHARED, room), "cuFuncSetAttribute")
+            _check(driver.cuFuncSetAttribute(handle, SHARED_CARVEOUT, 100), "cuFuncSetAttribute")  # percent
     launch, kernel, current, move = driver.cuLaunchKernel, handle.value, driver.cuCtxGetCurrent, ctypes.memmove
 
     def run(stream: int, blocks: int, threads: int, dynamic: int, parameters: bytes) -> None:

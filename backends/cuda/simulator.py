@@ -13,19 +13,30 @@ launch is quick and always the same, and it is checked on the way:
 from __future__ import annotations
 
 import bisect
-import contextvars
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
-import greenlet
 import numpy as np
 
-__all__ = ["Fault", "allow", "launch"]
+from polyloss.backends.cuda.lanes import (
+    WARP,
+    Block,
+    Fault,
+    Traces,
+    barrier,
+    block,
+    blocks,
+    here,
+    shuffle,
+    thread,
+    threads,
+    warp_barrier,
+)
 
-WARP = 32
+__all__ = ["Fault", "allow", "barrier", "block", "blocks", "launch", "shuffle", "thread", "threads", "warp_barrier"]
 
 SIZES = {
     "bool": 1,
@@ -48,10 +59,6 @@ types = SimpleNamespace(
 )
 
 
-class Fault(Exception):
-    """A kernel did what the hardware would not forgive, or would do at random."""
-
-
 def device(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
@@ -64,100 +71,6 @@ def int32(x: Any) -> int:
     if not -(2**31) <= x < 2**31:
         raise Fault(f"{x} does not fit into 32 bits")
     return int(x)
-
-
-# Lanes.
-
-
-class _Lane(greenlet.greenlet):  # type: ignore[misc]
-    def __init__(self, run: Callable[[], None], hub: Any, block: _Block, index: int) -> None:
-        super().__init__(run, hub)
-        self.gr_context = contextvars.copy_context()  # NumPy's error state is there
-        self.block, self.index = block, index
-        self.arrays = 0  # how many shared arrays it has named
-        self.waits: Any = None  # for what: a value and a distance, or a distance of 0 for the warp alone
-        self.epoch = 0  # barriers of the warp that were passed
-
-
-class _Block:
-    def __init__(self, index: int, size: int, grid: int, dynamic: int) -> None:
-        self.index, self.size, self.grid, self.dynamic = index, size, grid, dynamic
-        self.shared: list[_Shared] = []
-        self.epoch = 0  # barriers that were passed
-
-    def run(self, body: Callable[[], None]) -> None:
-        hub = greenlet.getcurrent()
-        lanes = [_Lane(body, hub, self, i) for i in range(self.size)]
-        # Not in the order of their numbers, so that nothing seems to work because lane 0 always comes first.
-        runnable = [(lane, ()) for lane in lanes[::-1]]
-        while runnable:
-            for lane, news in runnable:
-                lane.switch(*news)
-            runnable = self._released([lane for lane in lanes if not lane.dead])
-
-    def _released(self, alive: list[_Lane]) -> list[tuple[_Lane, tuple[Any, ...]]]:
-        """The lanes that need not wait any longer, and what each is told."""
-        found: list[tuple[_Lane, tuple[Any, ...]]] = []
-        for first in range(0, self.size, WARP):
-            warp = [lane for lane in alive if first <= lane.index < first + WARP]
-            if all(lane.waits is not None for lane in warp) and warp:
-                found += _exchanged(warp)
-        if not found and alive:
-            if any(lane.waits is not None for lane in alive) or len(alive) < self.size:
-                raise Fault("a barrier that not every lane of the block comes to")
-            self.epoch += 1
-            found = [(lane, ()) for lane in alive]
-        return found
-
-
-def _exchanged(warp: list[_Lane]) -> list[tuple[_Lane, tuple[Any, ...]]]:
-    distance = warp[0].waits[1]
-    if len(warp) < WARP or any(lane.waits[1] != distance for lane in warp):
-        raise Fault("a shuffle that not every lane of the warp comes to")
-    values = [lane.waits[0] for lane in warp]
-    kinds = {float if isinstance(value, float) else type(value) for value in values}  # numpy.float64 is a float
-    if len(kinds) > 1:
-        raise Fault(f"a shuffle of several types: {sorted(kind.__name__ for kind in kinds)}")
-    for lane in warp:
-        lane.waits = None
-        lane.epoch += distance == 0
-    return [(lane, (values[i ^ distance],)) for i, lane in enumerate(warp)]
-
-
-def _lane() -> _Lane:
-    lane = greenlet.getcurrent()
-    assert isinstance(lane, _Lane)
-    return lane
-
-
-def thread() -> int:
-    return _lane().index
-
-
-def threads() -> int:
-    return _lane().block.size
-
-
-def block() -> int:
-    return _lane().block.index
-
-
-def blocks() -> int:
-    return _lane().block.grid
-
-
-def barrier() -> None:
-    _lane().parent.switch()
-
-
-def warp_barrier() -> None:
-    shuffle(None, 0)
-
-
-def shuffle(x: Any, distance: int) -> Any:
-    lane = _lane()
-    lane.waits = x, distance
-    return lane.parent.switch()
 
 
 # Memory of a block, and registers.
@@ -173,7 +86,7 @@ class _Shared:
     def __init__(self, count: int, dtype: Any) -> None:
         self.dtype = dtype
         self.values: list[Any] = [None] * count
-        self.traces = _Traces("shared memory")
+        self.traces = Traces("shared memory")
 
     def __getitem__(self, i: int) -> Any:
         self.traces.read(i)
@@ -190,7 +103,7 @@ class _Shared:
 
 def shared_array(count: int, dtype: Any) -> _Shared:
     """The array that the other lanes get in the same place of the kernel; all the rest of the memory for 0."""
-    lane = _lane()
+    lane = here()
     block = lane.block
     if lane.arrays == len(block.shared):
         size = np.dtype(dtype).itemsize
@@ -203,55 +116,6 @@ cuda = SimpleNamespace(local=SimpleNamespace(array=local_array), shared=SimpleNa
 """What the kernels call by the names that Numba knows."""
 
 
-class _Touch(NamedTuple):
-    """Who touched an element, and after which barriers; -1 for several."""
-
-    block: int
-    epoch: int
-    lane: int
-    warp: int
-    warp_epoch: int
-
-
-def _touch() -> _Touch:
-    lane = _lane()
-    return _Touch(lane.block.index, lane.block.epoch, lane.index, lane.index // WARP, lane.epoch)
-
-
-class _Traces:
-    """Who read and who wrote, where, and after which barrier."""
-
-    def __init__(self, where: str) -> None:
-        self.where = where
-        self.written: dict[int, _Touch] = {}
-        self.seen: dict[int, _Touch] = {}
-
-    def _compare(self, before: _Touch | None, now: _Touch, what: str) -> None:
-        if before is None or (before.block, before.lane) == (now.block, now.lane):
-            return
-        if before.block == now.block and (
-            before.epoch != now.epoch or (before.warp == now.warp and before.warp_epoch != now.warp_epoch)
-        ):
-            return
-        raise Fault(f"{self.where}: a race, {what}: {before} and {now}")
-
-    def read(self, i: int) -> None:
-        now = _touch()
-        self._compare(self.written.get(i), now, "a read after a write")
-        before = self.seen.get(i)
-        if before is None or before[:2] != now[:2] or before == now:
-            self.seen[i] = now
-        else:  # several readers: whoever writes here next races with one of them at least
-            same = before.warp == now.warp and before.warp_epoch == now.warp_epoch
-            self.seen[i] = now._replace(lane=-1) if same else now._replace(lane=-1, warp=-1)
-
-    def write(self, i: int) -> None:
-        now = _touch()
-        self._compare(self.written.get(i), now, "two writes")
-        self._compare(self.seen.get(i), now, "a write after a read")
-        self.written[i] = now
-
-
 # Memory by address.
 
 
@@ -261,7 +125,7 @@ class _Memory:
     def __init__(self) -> None:
         self.starts: list[int] = []
         self.ranges: dict[int, tuple[int, bool, Any]] = {}
-        self.traces = _Traces("memory")
+        self.traces = Traces("memory")
 
     def allow(self, array: np.ndarray, writable: bool) -> None:
         low, high = np.lib.array_utils.byte_bounds(array)
@@ -445,7 +309,7 @@ def launch(kernel: Callable[..., None], grid: int, size: int, dynamic: int, argu
     """Runs a kernel, one block after the other."""
     if not (1 <= size <= 1024 and size % WARP == 0 and 1 <= grid < 2**31):
         raise Fault(f"a launch of {grid} blocks of {size}")
-    _memory.traces = _Traces("memory")
+    _memory.traces = Traces("memory")
     with np.errstate(all="ignore"):
         for index in range(grid):
-            _Block(index, size, grid, dynamic).run(lambda: kernel(*arguments))
+            Block(index, size, grid, dynamic).run(lambda: kernel(*arguments))
