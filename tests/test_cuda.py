@@ -77,8 +77,11 @@ KEYS: list[tuple[Any, ...]] = [
     *(("elements", x, "bool", False, True, True) for x in WIDE),
     *(("sums", wide) for wide in ("float32", "float64")),
     *(("transforms", f, x, "") for x in WIDE for f in ("sigmoid", "softplus")),
-    *(("transforms", "softmax", x, "scalar warp") for x in WIDE),
-    *(("transforms", f, "float32", "scalar block") for f in ("log_softmax", "logsumexp")),
+    *(("transforms", "softmax", x, "block256") for x in WIDE),
+    ("transforms", "log_softmax", "bfloat16", "warp"),
+    ("transforms", "log_softmax", "float32", "long256"),
+    ("transforms", "logsumexp", "float32", "long512"),
+    ("transforms", "softmax", "float32", "few"),
 ]
 
 

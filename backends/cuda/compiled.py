@@ -40,7 +40,7 @@ def bounds(key: Key, capability: tuple[int, int]) -> Bounds:
     pairs = any(part in ("float16", "bfloat16") for part in key)
     if "float64" in key:
         resident = 512
-    elif key[0] == "rows" and "warp" in key and pairs:  # which unrolls most
+    elif key[0] in ("rows", "transforms") and "warp" in key and pairs:  # which unrolls most
         resident = 512 if capability >= (9, 0) else 256
     else:
         resident = 768 if capability >= (9, 0) and "float16" not in key else 512

@@ -49,5 +49,5 @@ MOST_BLOCKS = 1 << 14
 """Blocks of a launch; each takes further rows when it is done. So the sums of blocks are few, and always the same."""
 
 ELEMENTS_BLOCK, ROWS_BLOCK, SOFT_BLOCK = Struct("23q4d"), Struct("19q3d"), Struct("16q5d")
-SPLIT_BLOCK, TRANSFORM_BLOCK, SUMS_BLOCK = Struct("15q2d"), Struct("4q"), Struct("5q1d")
+SPLIT_BLOCK, TRANSFORM_BLOCK, SUMS_BLOCK = Struct("15q2d"), Struct("6q"), Struct("5q1d")
 """How the parameters of each kernel are packed, all of 64 bits; each ``kernel`` names them."""

@@ -9,8 +9,8 @@ from importlib.util import find_spec
 from polyloss.backends import Array, Kernel, Library, Unavailable, Work
 from polyloss.backends.cuda import compiled
 from polyloss.backends.cuda.call import FLOATS
-from polyloss.backends.cuda.fields import FORMS, MOST_BLOCKS, TRANSFORM_BLOCK
-from polyloss.backends.cuda.lse import Lse
+from polyloss.backends.cuda.fields import MOST_BLOCKS, TRANSFORM_BLOCK
+from polyloss.backends.cuda.lse import SIZE, THREADS, Lse, Shape, shape_of
 from polyloss.backends.cuda.softplus import Softplus
 
 __all__ = ["KERNELS"]
@@ -33,7 +33,7 @@ class _Cuda:
 
     def transform(self, name: str, library: Library, x: Array) -> Array | None:
         kind = library.stored(x)
-        if kind not in FLOATS or 0 in x.shape or library.differentiates(x):
+        if kind not in FLOATS or 0 in x.shape or library.differentiates(x) or x.shape[-1:] > (1 << 24,):
             return None
         queue = library.queue(x)
         if missing(queue[0]):
@@ -41,14 +41,18 @@ class _Cuda:
         rows = name in ("softmax", "log_softmax", "logsumexp")
         x = x if library.is_contiguous(x) else library.contiguous(x)
         out = library.empty(x.shape[:-1] if name == "logsumexp" else x.shape, x.dtype, x)
+        x_at, out_at = library.address(x), library.address(out)
         classes = x.shape[-1] if rows else 1
         size = math.prod(x.shape) // classes
-        form = ("scalar warp" if classes <= 1024 else "scalar block") if rows else ""
-        lanes = 1 if not rows else FORMS[form].lanes
+        if rows:
+            aligned = name == "logsumexp" or (x_at - out_at) % 16 == 0
+            shape = shape_of(classes, SIZE[kind], aligned, queue[0])
+            form, blocks = shape.form, shape.blocks(size)
+        else:
+            shape, form, blocks = Shape("", 1, 0, 0), "", min(MOST_BLOCKS, -(-size // THREADS))
+        parameters = TRANSFORM_BLOCK.pack(x_at, out_at, size, classes, shape.lanes, shape.shelved)
         try:
-            kernel = compiled.kernel("transforms", name, kind, form)
-            parameters = TRANSFORM_BLOCK.pack(library.address(x), library.address(out), size, classes)
-            kernel(queue, min(MOST_BLOCKS, -(-size * lanes // kernel.threads)), parameters)
+            compiled.kernel("transforms", name, kind, form)(queue, blocks, parameters, shape.dynamic)
         except Unavailable:
             return None
         return out

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from polyloss.backends.cuda.device import block, blocks, cuda, device, int32, memory, number, thread, threads, two_sum
-from polyloss.backends.cuda.fields import FORMS
-from polyloss.backends.cuda.teams import team
+from polyloss.backends.cuda.device import block, blocks, cuda, device, int32, memory, number, thread, threads
+from polyloss.backends.cuda.fields import BATCH, FORMS
+from polyloss.backends.cuda.rows import row_of
 
 __all__ = ["PARAMETERS", "build"]
 
-PARAMETERS = "qqqq"
+PARAMETERS = "qqqqqq"
 
 
 def build(function: str, x: str, form: str) -> Any:
@@ -37,7 +37,7 @@ def _elements(function: str, x: str, wide: str) -> Any:
             return (v if v >= zero else zero) + log1p(e)
         return (zero if v >= zero else v) - log1p(e)
 
-    def kernel(x_at, out_at, size, classes):
+    def kernel(x_at, out_at, size, classes, lanes, shelved):
         for i in range(block() * threads() + thread(), size, blocks() * threads()):
             store(out_at, i, result(load(x_at, i)))
 
@@ -45,56 +45,75 @@ def _elements(function: str, x: str, wide: str) -> Any:
 
 
 def _rows(function: str, x: str, wide: str, form: str) -> Any:
-    m, group, of = number(wide), team(wide, FORMS[form]), memory(x, wide)
-    LANES, whole_block = FORMS[form].lanes, FORMS[form].block
-    Real, real, exp, log1p, maximum, inf, nan = m.type, m.real, m.exp, m.log1p, m.maximum, m.inf, m.nan
-    widest, sum_up, load, store, size = group.maximum, group.sums, of.load, of.store, of.size
+    shape = FORMS[form]
+    LANES, long, shelved_too, whole_block = shape.lanes, shape.long, shape.shelf, shape.block
+    m, of, memory_of = number(wide), row_of(x, wide, shape), memory(x, wide)
+    Real, real, exp, log1p, inf, nan = m.type, m.real, m.exp, m.log1p, m.inf, m.nan
+    Word, E, HELD = of.chunk.word, of.chunk.numbers, BATCH * of.chunk.words
+    get, write_chunk, gather, take = of.chunk.get, of.chunk.store, of.gather, of.take
+    parts, edge_at, statistics, others_of = of.parts, of.edge_at, of.statistics, of.others_of
+    read, write, size = memory_of.load, memory_of.store, memory_of.size
     zero, one = real(0), real(1)
-    is_softmax, is_log = function == "softmax", function == "log_softmax"
+    is_softmax, is_lse = function == "softmax", function == "logsumexp"
 
     @device
-    def entry(v, top, others, tail):
+    def entry(v, top, share, tail):
         if is_softmax:
-            return (one if v == top else exp(v - top)) / (one + others)
+            return share if v == top else exp(v - top) * share
         return (zero if v == top else v - top) - tail
 
-    def kernel(x_at, out_at, rows, classes):
+    def kernel(x_at, out_at, rows, classes, lanes, shelved):
+        held, out = cuda.local.array(HELD, Word), cuda.local.array(E, Real)
+        spare = cuda.local.array(HELD, Word) if long else held
+        shelf = cuda.shared.array(0, Word) if shelved_too else held
         if whole_block:
-            s0, s1, s2, s3 = (
+            scratch = (
                 cuda.shared.array(32, Real),
                 cuda.shared.array(32, Real),
                 cuda.shared.array(32, Real),
                 cuda.shared.array(32, Real),
             )
-        else:  # shuffles do without
-            s0 = cuda.local.array(1, Real)
-            s1, s2, s3 = s0, s0, s0
-        lane, teams = int32(thread() & (LANES - 1)), threads() // LANES
-        for r in range(block() * teams + thread() // LANES, rows, blocks() * teams):
-            row = x_at + r * classes * size
-            top = -inf
-            for k in range(lane, classes, LANES):
-                top = maximum(top, load(row, k))
-            top = widest(top, LANES, s0)
-            total, lost, tops = zero, zero, zero
-            for k in range(lane, classes, LANES):
-                v = load(row, k)
-                if v == top:
-                    tops += one
-                else:
-                    total, lost = two_sum(total, lost, exp(v - top))
-            total, lost, tops = sum_up(total, lost, tops, LANES, s1, s2, s3)
-            others = (total + (tops - one)) + lost
-            undefined = total != total or (top == -inf and tops == zero)
-            if is_softmax or is_log:
-                if undefined or top == -inf or (top == inf and tops > one):
-                    others = nan
-                tail = log1p(others)
-                out = out_at + r * classes * size
-                for k in range(lane, classes, LANES):
-                    store(out, k, entry(load(row, k), top, others, tail))
-            elif lane == 0:
-                lse = top if top == inf or top == -inf else top + log1p(others)
-                store(out_at, r, nan if undefined else lse)
+            size_of_team, lane, mine, teams = LANES, int32(thread()), 0, 1
+        else:
+            scratch = out, out, out, out
+            size_of_team = LANES if LANES != 0 else int32(lanes)
+            lane = int32(thread() & (size_of_team - 1))
+            mine, teams = thread() // size_of_team, threads() // size_of_team
+        for first in range(block() * teams, rows, blocks() * teams):
+            r = first + mine
+            on = r < rows
+            row, out_row = x_at + r * classes * size, out_at + r * classes * size
+            head, n = parts(row, classes)
+            k = edge_at(head, n, classes, lane) if on else int32(-1)
+            edge = read(row, k) if k >= 0 else -inf
+            count = n if on else 0
+            batches = int32((n + BATCH * size_of_team - 1) // (BATCH * size_of_team)) if long else int32(1)
+            top, summed, lost, tops = statistics(
+                row, head, count, edge, lane, size_of_team, batches, shelved, held, spare, shelf, scratch
+            )
+            if is_lse:
+                if on and lane == 0:
+                    lse = top if top == inf or top == -inf else top + log1p((summed + (tops - one)) + lost)
+                    # A NaN is in the sum, or alone in the row: then nothing equals the maximum that was found.
+                    write(out_at, r, nan if summed != summed else lse)
+            elif on:
+                others = others_of(top, summed, lost, tops)
+                share, tail = one / (one + others), log1p(others)
+                base, out_base = row + head * size, out_row + head * size
+                for batch in range(batches):
+                    at = int32(lane + batch * BATCH * size_of_team)
+                    if long and batch > 0:
+                        if shelved_too and batch <= shelved:
+                            take(shelf, batch - 1, lane, size_of_team, held)
+                        else:
+                            gather(base, count, at, size_of_team, held)
+                    for j in range(BATCH):
+                        i = int32(at + j * size_of_team)
+                        if i < n:
+                            for e in range(E):
+                                out[e] = entry(get(held, j, e), top, share, tail)
+                            write_chunk(out_base, i, out)
+                if k >= 0:
+                    write(out_row, k, entry(edge, top, share, tail))
 
     return kernel

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from layouts import LAYOUTS, UNALIGNED, agree_all, binary_terms, dtype_of, generic, results
+from layouts import LAYOUTS, UNALIGNED, agree, agree_all, binary_terms, dtype_of, generic, results
 from simulated.device import DeviceArray, launching, to_device, to_host
 
 import polyloss
+from polyloss import dispatch
 from polyloss.backends.cuda import compiled, lse
 from polyloss.conformance.losses import LOSSES
 
@@ -249,6 +250,29 @@ def test_every_loss_gives_the_formulas_numbers(name: str, dtype: str) -> None:
             for one, two in zip((got[0], *got[1]), (expected[0], *expected[1])):
                 np.testing.assert_allclose(to_host(one), two, rtol=tolerance, atol=tolerance / 100)
     assert not compiled.failures, compiled.failures
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp"])
+def test_transforms_of_rows(name: str, dtype: str) -> None:
+    of = getattr(polyloss, name)
+    long = 256 * 4 * 16 // dtype_of(dtype).itemsize * 3 + 3
+    with np.errstate(over="ignore"):
+        limits = ROWS.astype(dtype_of(dtype))
+    for x in (limits, *(logits(3, k, dtype)[0] for k in FORMS.values()), logits(1, long, dtype)[0]):
+        with dispatch.generic():
+            expected = of(x)
+        with launching() as device:
+            got = to_host(of(to_device(x)))
+            assert device.launched, "takes no kernel"
+        agree(got, expected, x.shape[-1], larger=_largest(x))
+    assert not compiled.failures, compiled.failures
+
+
+def _largest(x: np.ndarray) -> np.ndarray:
+    """What the logarithms are differences of: the largest logit in a row, and a logarithm."""
+    finite = np.nan_to_num(x.astype(np.float64), nan=0, posinf=0, neginf=0)
+    return np.asarray(np.max(np.abs(finite)) + 1)
 
 
 def test_a_denominator_on_the_device_and_nothing_to_average() -> None:
