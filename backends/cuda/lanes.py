@@ -48,9 +48,11 @@ class Block:
     def _released(self, alive: list[_Lane]) -> list[tuple[_Lane, tuple[Any, ...]]]:
         """The lanes that need not wait any longer, and what each is told."""
         found: list[tuple[_Lane, tuple[Any, ...]]] = []
-        for first in range(0, self.size, WARP):
-            warp = [lane for lane in alive if first <= lane.index < first + WARP]
-            if all(lane.waits is not None for lane in warp) and warp:
+        warps: dict[int, list[_Lane]] = {}
+        for lane in alive:
+            warps.setdefault(lane.index // WARP, []).append(lane)
+        for warp in warps.values():
+            if all(lane.waits is not None for lane in warp):
                 found += _exchanged(warp)
         if not found and alive:
             if any(lane.waits is not None for lane in alive) or len(alive) < self.size:

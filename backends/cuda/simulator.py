@@ -109,7 +109,8 @@ def shared_array(count: int, dtype: Any) -> _Shared:
         size = np.dtype(dtype).itemsize
         block.shared.append(_Shared(count or block.dynamic // size, dtype))
     lane.arrays += 1
-    return block.shared[lane.arrays - 1]
+    found: _Shared = block.shared[lane.arrays - 1]
+    return found
 
 
 cuda = SimpleNamespace(local=SimpleNamespace(array=local_array), shared=SimpleNamespace(array=shared_array))
