@@ -6,8 +6,8 @@ This package is installed as ``polyloss.backends``. Its modules answer two indep
 know of that array library beyond the array API standard, above all who differentiates. A library that polyloss has
 never heard of is served by `Library` itself, whose every method follows the standard.
 
-*Where do the numbers live?* `Kernels` compute a primitive in host memory (``cpu``) or in CUDA memory. They are asked
-before the generic formula and may decline.
+*Where do the numbers live?* `Kernels` compute a primitive in host memory (``cpu``) or in CUDA memory (``cuda``). They
+are asked before the generic formula and may decline.
 
 This module is the contract. A third party that writes a `Library` for the arrays of its module ``spam`` publishes the
 instance as an entry point, and polyloss finds it without importing anything until the first such array arrives::
@@ -101,8 +101,9 @@ class Work:
     keep: Array | None = None  # False: the item adds nothing, whatever it holds; broadcast to the items
     wanted: Wanted = ()  # the arrays whose gradient may be asked for
     weights: Array | None = None  # one factor for each item, broadcast to the items
-    divisor: float | None = None  # None: the items are wanted; a number: the sum of the weighted items over it
-    scale: float = 1.0  # of the gradient alone, beside weights and divisor
+    # None: the items are wanted. A number, or on a device a 0-d array: the sum of the weighted items over it.
+    divisor: Any = None
+    scale: Any = 1.0  # of the gradient alone, beside weights and divisor; likewise
     disposable: bool = False  # in `Kernel.value_and_vjp` the gradient may take the place of the predictions
     poison: bool = False  # an invalid label makes its item NaN, instead of raising `InvalidTarget`
     stored: tuple[str, ...] = ()  # what `Library.stored` says of predictions and targets, once a kernel has asked
@@ -127,10 +128,11 @@ class Work:
 
     @property
     def factor(self) -> float:
-        """What turns the gradient of the sum of the weighted items into the one that is asked for."""
-        if self.divisor is None:
-            return self.scale
-        return self.scale / self.divisor if self.divisor else 0.0
+        """What turns the gradient of the sum of the weighted items into the one that is asked for, of numbers."""
+        scale, divisor = float(self.scale), self.divisor
+        if divisor is None:
+            return scale
+        return scale / float(divisor) if divisor else 0.0
 
 
 class InvalidTarget(Exception):
@@ -144,9 +146,10 @@ class Unavailable(Exception):
 class Kernel(Protocol):
     """A primitive in one pass over memory.
 
-    A value is the weighted items in an array, or where `Work.divisor` is a number, a Python float. Gradients are those
-    of the sum of the weighted items over the divisor (1 for items), in the dtype and shape of the arrays. Where the
-    divisor is 0, the value is NaN and the gradient 0. Raises `InvalidTarget` and `Unavailable`.
+    A value is the weighted items in an array, or where `Work.divisor` is given, their sum over it: a Python float, or
+    on a device, which nobody waits for, a 0-d array. Gradients are those of the sum of the weighted items over the
+    divisor (1 for items), in the dtype and shape of the arrays. Where the divisor is 0, the value is NaN and the
+    gradient 0. Raises `Unavailable`, and in host memory `InvalidTarget`.
     """
 
     def value(self, work: Work, *, residuals: bool = False) -> tuple[Any, tuple[Array, ...]]:
@@ -169,7 +172,7 @@ class Kernels(Protocol):
         """`polyloss.transforms` of that name, of floating x along its last axis and in its dtype, or None."""
 
     def report(self) -> str:
-        """What a user should know of how they run here."""
+        """What a user should know of how they run here, or why they do not."""
 
 
 class Library:
@@ -390,7 +393,7 @@ class Library:
         """A kernel's value in this library: a Python float as a 0-d array in the dtype of the work."""
         return value
 
-    # Host memory, for the kernels there. Nothing more is asked where `stored` is None.
+    # Memory, for the kernels there. Nothing more is asked where `stored` is None.
 
     def stored(self, x: Array) -> str | None:
         """The name of its dtype ("float16" and "bfloat16" beside the standard's) if its memory can be reached now."""
@@ -419,3 +422,7 @@ class Library:
     def threads(self) -> int | None:
         """How many threads the user gives this library, or None."""
         return None
+
+    def queue(self, x: Array) -> tuple[int, int]:
+        """The number of the CUDA device that holds ``x``, and the stream (its handle) that the user works on there."""
+        raise NotImplementedError

@@ -36,8 +36,8 @@ HUGE = 1 << 22
 
 class Torch(Library):
     def signature(self, x: Array) -> Any:
-        if _is_plain(x) and x.is_cpu and x.layout is torch.strided and not x.is_neg():
-            return x.dtype, x.shape, x.requires_grad and torch.is_grad_enabled()
+        if _is_plain(x) and (x.is_cpu or x.is_cuda) and x.layout is torch.strided and not x.is_neg():
+            return x.dtype, x.shape, x.requires_grad and torch.is_grad_enabled(), x.get_device()
         return None
 
     def device(self, x: Array) -> Any:
@@ -125,10 +125,10 @@ class Torch(Library):
         return super().run(kernel, work, formula)
 
     def number(self, value: Any, work: Work) -> Array:
-        return value if work.divisor is None else torch.scalar_tensor(value, dtype=work.dtype, device="cpu")
+        return torch.scalar_tensor(value, dtype=work.dtype, device="cpu") if isinstance(value, float) else value
 
     def stored(self, x: Array) -> str | None:
-        if _is_plain(x) and x.device.type == "cpu" and x.layout is torch.strided and not x.is_neg():
+        if _is_plain(x) and (x.is_cpu or x.is_cuda) and x.layout is torch.strided and not x.is_neg():
             return _STORED.get(x.dtype)
         return None
 
@@ -142,7 +142,7 @@ class Torch(Library):
         # A large array is NumPy's, which asks for huge pages: torch does not, and the page faults of a fresh gradient
         # cost twice as much as its arithmetic.
         stored = _STORED[dtype]
-        if math.prod(shape) * dtype.itemsize < HUGE or stored == "bfloat16":
+        if math.prod(shape) * dtype.itemsize < HUGE or stored == "bfloat16" or not like.is_cpu:
             return torch.empty(shape, dtype=dtype, device=like.device)
         return torch.from_numpy(np.empty(shape, stored))
 
@@ -154,6 +154,10 @@ class Torch(Library):
 
     def threads(self) -> int | None:
         return int(torch.get_num_threads())
+
+    def queue(self, x: Array) -> tuple[int, int]:
+        device = x.get_device()
+        return device, int(torch._C._cuda_getCurrentRawStream(device))
 
 
 _STORED = {
@@ -241,7 +245,7 @@ class _KernelRule(torch.autograd.Function):  # type: ignore[misc]
                 work.weights = cotangent if work.weights is None else cotangent * work.weights
                 work.scale = 1.0
             else:
-                work.scale = float(cotangent)
+                work.scale = float(cotangent) if LIBRARY.memory(cotangent) == "host" else cotangent
             gradient = kernel.vjp(work, saved[count:])[0]
         return None, None, None, gradient, *[None] * (count - 1)
 
@@ -254,7 +258,10 @@ def _differentiable(work: Work, formula: Callable[..., Array], cotangent: Array,
     if work.keep is not None:
         items = torch.where(work.keep, items, 0)
     total = torch.sum(cotangent * items)
-    if work.divisor is not None:
+    if isinstance(work.divisor, torch.Tensor):
+        some = work.divisor != 0
+        total = torch.where(some, total / torch.where(some, work.divisor, 1), total * 0)
+    elif work.divisor is not None:
         total = total / work.divisor if work.divisor else total * 0
     (gradient,) = torch.autograd.grad(total, arrays[0], create_graph=True)
     return gradient

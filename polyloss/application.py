@@ -13,9 +13,9 @@ __all__ = ["Application", "Linear", "as_they_are"]
 
 
 class Linear(Protocol):
-    """A reduction: a sum of weighted items, over a number."""
+    """A reduction: a sum of weighted items, over a number or a 0-d array."""
 
-    def linear(self) -> tuple[Array | None, float | None]:
+    def linear(self) -> tuple[Array | None, Any]:
         """The weights, None where all are 1; and the divisor, None where the items are not summed."""
 
 

@@ -77,6 +77,10 @@ def kernels(memory: str | None) -> Kernels | None:
     match memory:
         case "host":
             return _host_kernels()
+        case "cuda":
+            from polyloss.backends import cuda
+
+            return cuda.KERNELS
         case _:
             return None
 

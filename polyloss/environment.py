@@ -91,8 +91,14 @@ def _path(name: str, xp: Any, device: Any) -> Path:
         arrays = (x, labels, None, None) if primitive.rows else (x, x, None)
         fused = Application(primitive, library, x.dtype, arrays, 1).fused()
         taken[title] = own or ("formula" if fused is None else type(fused.kernel).__module__)
-    if not (own or reason) and kernels(memory) is None:
-        reason = f"there are no kernels for {memory} memory in this version" if memory else "its memory is not known"
+    if not (own or reason):
+        computing = kernels(memory)
+        if computing is None:
+            reason = (
+                f"there are no kernels for {memory} memory in this version" if memory else "its memory is not known"
+            )
+        elif "formula" in taken.values():
+            reason = computing.report()
     return Path(name, _version(name), "" if device is None else str(device), memory or "", taken, reason)
 
 
@@ -116,6 +122,6 @@ def report() -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
     head = f"polyloss {__version__}, Python {platform.python_version()}, {platform.machine()}, {platform.system()}"
-    host = kernels("host")
-    foot = ["", f"Kernels for host memory: {host.report()}."] if host is not None else []
+    places = {"host": kernels("host"), "CUDA": kernels("cuda")}
+    foot = ["", *(f"Kernels for {place} memory: {k.report()}." for place, k in places.items() if k is not None)]
     return "\n".join([head, "", lines[0], "  ".join("-" * width for width in widths), *lines[1:], *foot])

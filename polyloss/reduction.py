@@ -143,8 +143,8 @@ class Reduction:
         mean = total / xp.where(some, denominator, xp.ones_like(denominator))
         return xp.where(some, mean, xp.full_like(mean, math.nan))
 
-    def linear(self) -> tuple[Array | None, float | None]:
-        """The weights and the divisor, as a kernel takes them; None: the items are not summed."""
+    def linear(self) -> tuple[Array | None, Any]:
+        """The weights and the divisor, as a kernel takes them (see `Work`); None: the items are not summed."""
         if self.kind == "none":
             return self.weights, None
         if self.kind == "sum":
@@ -152,6 +152,8 @@ class Reduction:
         divisor = self._divisor()
         if not isinstance(divisor, int):
             divisor = self.call.library.stop_gradient(divisor)
+            if self.call.library.memory(divisor) == "cuda":  # a number of it would stall the device
+                return self.weights, divisor
         return self.weights, float(divisor)
 
     @property

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
+
+# Kernels for CUDA memory are compiled for the hardware or run in the simulator, as the environment says at first.
+collect_ignore = [] if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1" else ["simulated"]
 
 pytest.register_assert_rewrite("layouts", "peers", "programs")
 

@@ -1,9 +1,10 @@
 """Kernels for host memory: NumPy's arrays and torch's CPU tensors.
 
 `host` says which work is taken. `softplus` and `lse` bring the arrays of a call to a kernel, as they lie in memory
-(`layout`), and `call` runs it. The kernels are Python that Numba compiles: `elements` for softplus cross-entropy,
-`rows`, `soft` and `lanes` for log-sum-exp cross-entropy, on the functions of `arithmetic`, with the parameters of
-`fields`. `compiled` keeps their machine code, `threads` shares a call among threads. Numba is imported only to compile.
+(`polyloss.backends.strided`), and `call` runs it. The kernels are Python that Numba compiles: `elements` for softplus
+cross-entropy, `rows`, `soft` and `lanes` for log-sum-exp cross-entropy, on the functions of `arithmetic`, with the
+parameters of `fields`. `compiled` keeps their machine code, `threads` shares a call among threads. Numba is imported
+only to compile.
 """
 
 from polyloss.backends.cpu.host import KERNELS

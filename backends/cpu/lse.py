@@ -10,7 +10,7 @@ from polyloss.backends import Array, Gradients, InvalidTarget, Library, Work
 from polyloss.backends.cpu import compiled
 from polyloss.backends.cpu.call import FLOATS, WHOLE, operand, run, space, value_of
 from polyloss.backends.cpu.fields import FEW, LANES, LSE_BLOCK, LSE_LAYOUT, ROWS
-from polyloss.backends.cpu.layout import rows_of
+from polyloss.backends.strided import rows_of
 
 __all__ = ["Lse"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from polyloss.backends import Array, Gradients, InvalidTarget, Library, Work
+from polyloss.backends import Array, Gradients, InvalidTarget, Work
 from polyloss.backends.cpu import compiled
 from polyloss.backends.cpu.call import FLOATS, WHOLE, WIDE, run, space, value_of
 from polyloss.backends.cpu.fields import BLOCK, ELEMENTS_BLOCK
-from polyloss.backends.cpu.layout import merged
+from polyloss.backends.strided import views
 
 __all__ = ["Softplus"]
 
@@ -43,13 +43,13 @@ class Softplus:
         shape = x.shape
         size = math.prod(shape)
         operands = x, t, _cast(work, p), _cast(work, work.weights), work.keep
-        views, columns, _alive = _views(library, shape, size, operands)
+        seen, columns, _alive = views(library, shape, size, operands)
         g = library.empty(shape, x.dtype, x) if gradient else None
         blocks = -(-size // BLOCK)
         left, items_at, sums_at = space(work, shape, blocks) if value else (None, 0, 0)
         e = work.primitive.label_smoothing
         at = 0 if g is None else library.address(g)
-        parameters = ELEMENTS_BLOCK.pack(*views, at, items_at, sums_at, size, columns, 1 - e, e / 2, work.factor)
+        parameters = ELEMENTS_BLOCK.pack(*seen, at, items_at, sums_at, size, columns, 1 - e, e / 2, work.factor)
         bad = run(library, compiled.kernel("elements", *work.stored, value, gradient), parameters, blocks, size)
         if bad and not work.poison:
             raise InvalidTarget
@@ -58,30 +58,3 @@ class Softplus:
 
 def _cast(work: Work, x: Array | None) -> Array | None:
     return x if x is None or x.dtype == work.dtype else work.library.xp.astype(x, work.dtype)
-
-
-def _views(
-    library: Library, shape: tuple[int, ...], size: int, operands: tuple[Array | None, ...]
-) -> tuple[list[int], int, list[Any]]:
-    """Address and two strides of every operand, seen as [rows, columns]; the number of columns; and the operands.
-
-    The caller must hold the operands for as long as it uses their addresses.
-    """
-    given = [a if a is None or library.stored(a) is not None else library.contiguous(a) for a in operands]
-    given = [a if a is None or a.shape == shape else library.xp.broadcast_to(a, shape) for a in given]
-    sizes: list[int] = []
-    steps: list[list[int]] = []
-    if not all(a is None or library.is_contiguous(a) for a in given):
-        sizes, steps = merged(shape, *(library.strides(a) for a in given if a is not None))
-        if len(sizes) > 2:
-            given, sizes, steps = [a if a is None else library.contiguous(a) for a in given], [], []
-    rest = iter(steps)
-    columns = sizes[-1] if sizes else size
-    found = []
-    for a in given:
-        if a is None:
-            found += [0, 0, 0]
-        else:
-            step = next(rest, None) or [1]
-            found += [library.address(a), step[0] if len(step) == 2 else columns, step[-1]]
-    return found, columns, given

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-__all__ = ["merged", "rows_of"]
+from polyloss.backends import Array, Library
+
+__all__ = ["merged", "rows_of", "views"]
 
 Strides = tuple[int, ...]
 
@@ -41,3 +44,30 @@ def rows_of(shape: Sequence[int], strides: Strides, axis: int) -> tuple[int, int
         strides[axis] if shape[axis] > 1 else 1,
         after[0] if after else 1,
     )
+
+
+def views(
+    library: Library, shape: tuple[int, ...], size: int, operands: tuple[Array | None, ...]
+) -> tuple[list[int], int, list[Any]]:
+    """Address and two strides of every operand, seen as [rows, columns]; the number of columns; and the operands.
+
+    The caller must hold the operands for as long as it uses their addresses.
+    """
+    given = [a if a is None or library.stored(a) is not None else library.contiguous(a) for a in operands]
+    given = [a if a is None or a.shape == shape else library.xp.broadcast_to(a, shape) for a in given]
+    sizes: list[int] = []
+    steps: list[list[int]] = []
+    if not all(a is None or library.is_contiguous(a) for a in given):
+        sizes, steps = merged(shape, *(library.strides(a) for a in given if a is not None))
+        if len(sizes) > 2:
+            given, sizes, steps = [a if a is None else library.contiguous(a) for a in given], [], []
+    rest = iter(steps)
+    columns = sizes[-1] if sizes else size
+    found = []
+    for a in given:
+        if a is None:
+            found += [0, 0, 0]
+        else:
+            step = next(rest, None) or [1]
+            found += [library.address(a), step[0] if len(step) == 2 else columns, step[-1]]
+    return found, columns, given

@@ -1,0 +1,121 @@
+"""The kernels, by what they are made for: compiled when they are first launched on a device, and kept."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import struct
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from polyloss.backends import Unavailable
+from polyloss.backends.cuda.fields import FORMS
+
+__all__ = ["SIMULATED", "Kernel", "bounds", "failures", "kernel", "ptx", "written"]
+
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
+"""Whether kernels run in `simulator`, on arrays in host memory."""
+
+failures: dict[tuple[Any, ...], str] = {}
+"""The kernels that could not be compiled, and why."""
+
+Key = tuple[Any, ...]
+_lock = threading.Lock()
+
+
+class Bounds(NamedTuple):
+    """What the compiler is told of a launch."""
+
+    threads: int  # of a block
+    blocks: int  # that a multiprocessor should hold
+
+
+def bounds(key: Key, capability: tuple[int, int]) -> Bounds:
+    """The launch bounds of a kernel: as many blocks as leave it the registers that it needs, which is tested."""
+    threads = threads_of(key)
+    if key[0] == "sums":
+        return Bounds(threads, 1)
+    pairs = any(part in ("float16", "bfloat16") for part in key)
+    if "float64" in key:
+        resident = 512
+    elif key[0] in ("rows", "transforms") and "warp" in key and pairs:  # which unrolls most
+        resident = 512 if capability >= (9, 0) else 256
+    else:
+        resident = 768 if capability >= (9, 0) and "float16" not in key else 512
+    return Bounds(threads, max(1, resident // threads))
+
+
+def threads_of(key: Key) -> int:
+    """The threads of a block."""
+    if key[0] == "sums":  # one block has to read what thousands have left
+        return 1024
+    form = next((FORMS[part] for part in key[1:] if isinstance(part, str) and part in FORMS), None)
+    return form.lanes if form is not None and form.block else 256
+
+
+def written(key: Key) -> tuple[Callable[..., None], str]:
+    """A kernel as Numba compiles it, and the letters of its parameters."""
+    module = importlib.import_module(f"polyloss.backends.cuda.{key[0]}")
+    return module.build(*key[1:]), module.PARAMETERS
+
+
+def ptx(key: Key, capability: tuple[int, int]) -> str:
+    """A kernel in the language of NVIDIA's virtual machine."""
+    from polyloss.backends.cuda.device import compile_ptx
+
+    function, parameters = written(key)
+    return str(compile_ptx(function, parameters, capability, tuple(bounds(key, capability))))
+
+
+class Kernel:
+    """A kernel on every device."""
+
+    def __init__(self, key: Key) -> None:
+        self.key = key
+        self.threads = threads_of(key)
+        self._loaded: dict[int, Any] = {}
+        self._simulated: Callable[..., None] | None = None
+
+    def __call__(self, queue: tuple[int, int], blocks: int, parameters: bytes, dynamic: int = 0) -> None:
+        """Launches it on a device's stream, with so many bytes of dynamic shared memory for each block."""
+        device, stream = queue
+        function = self._loaded.get(device)
+        if function is None:
+            function = self._load(device)
+        function(stream, blocks, self.threads, dynamic, parameters)
+
+    def _load(self, device: int) -> Any:
+        if self.key in failures:
+            raise Unavailable(failures[self.key])
+        with _lock:
+            if device not in self._loaded:
+                try:
+                    self._loaded[device] = self._simulation() if SIMULATED else self._function(device)
+                except Exception as error:  # a toolchain has many ways to fail, and the formula is right without it
+                    failures[self.key] = f"{type(error).__name__}: {error}"
+                    raise Unavailable(failures[self.key]) from error
+            return self._loaded[device]
+
+    def _function(self, device: int) -> Any:
+        from polyloss.backends.cuda import driver
+
+        return driver.function(ptx(self.key, driver.capability(device)), device)
+
+    def _simulation(self) -> Any:
+        from polyloss.backends.cuda import simulator
+
+        function, letters = written(self.key)
+        layout = struct.Struct(letters)
+
+        def run(stream: int, blocks: int, threads: int, dynamic: int, parameters: bytes) -> None:
+            simulator.launch(function, blocks, threads, dynamic, layout.unpack(parameters))
+
+        return run
+
+
+@functools.cache
+def kernel(*key: Any) -> Kernel:
+    """The kernel for this key: the module, and what its ``build`` takes."""
+    return Kernel(key)

@@ -1,0 +1,278 @@
+"""Whether the GPU's numbers are right: the oracle's cases, and what only a GPU can show."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import polyloss
+from benchmarks.gpu.libraries import Device
+from polyloss.conformance.accuracy import Case, cases, share
+
+__all__ = ["Check", "checks"]
+
+QUICK = ("-10-", "sigmoid", "bpr", "contrastive", "hinge", "log_loss")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question and its answer."""
+
+    name: str
+    outcome: str  # "passed", "FAILED: ..." or "NOT RUN: ..."
+    seconds: float = 0.0
+    detail: str = ""
+
+
+def _asked(name: str, question: Callable[[], str]) -> Check:
+    start = time.perf_counter()
+    try:
+        detail, outcome = question(), "passed"
+    except Unasked as reason:
+        detail, outcome = "", f"NOT RUN: {reason}"
+    except Exception as error:
+        detail, outcome = "", f"FAILED: {type(error).__name__}: {str(error)[:300]}"
+    return Check(name, outcome, time.perf_counter() - start, detail)
+
+
+class Unasked(Exception):
+    """The question cannot be asked here, for this reason."""
+
+
+# What conformance knows. This one function is all that this script takes from its engine.
+
+
+def _shares(device: Device, quick: bool, evaluate: Callable[[Case], tuple[Any, Any]]) -> str:
+    """The largest share of its budget that any case has used."""
+    worst, where = 0.0, ""
+    for name in cases:
+        if quick and not any(part in name for part in QUICK):
+            continue
+        case = cases[name]()
+        with device.scope():
+            items, gradient = map(device.to_host, evaluate(case))
+        used = max(share(case, device.name, items, gradient))
+        if not used <= worst:
+            worst, where = used, name
+    assert worst <= 1, f"{where} uses {worst:.2f} of its budget"
+    return f"at most {worst:.2f} of the budget ({where})"
+
+
+def _given(device: Device, case: Case) -> tuple[list[Any], dict[str, Any]]:
+    return [device.to_device(x) for x in case.arrays], {name: device.to_device(x) for name, x in case.options.items()}
+
+
+def _formula(device: Device) -> Callable[[Case], tuple[Any, Any]]:
+    def evaluate(case: Case) -> tuple[Any, Any]:
+        arrays, options = _given(device, case)
+        name = list(inspect.signature(case.loss).parameters)[case.wrt]
+        result: tuple[Any, Any] = polyloss.value_and_grad(case.loss, name)(*arrays, reduction="none", **options)
+        return result
+
+    return evaluate
+
+
+def _backward(device: Device) -> Callable[[Case], tuple[Any, Any]]:
+    def evaluate(case: Case) -> tuple[Any, Any]:
+        arrays, options = _given(device, case)
+        arrays[case.wrt].requires_grad_()
+        items = case.loss(*arrays, reduction="none", **options)
+        items.sum().backward()
+        return items, arrays[case.wrt].grad
+
+    return evaluate
+
+
+def _jitted(device: Device) -> Callable[[Case], tuple[Any, Any]]:
+    def evaluate(case: Case) -> tuple[Any, Any]:
+        import jax
+
+        arrays, options = _given(device, case)
+
+        def both(x: Any) -> Any:
+            def items(x: Any) -> Any:
+                return case.loss(*arrays[: case.wrt], x, *arrays[case.wrt + 1 :], reduction="none", **options)
+
+            value, pull = jax.vjp(items, x)
+            return value, pull(jax.numpy.ones_like(value))[0]
+
+        result: tuple[Any, Any] = jax.jit(both)(arrays[case.wrt])
+        return result
+
+    return evaluate
+
+
+# What only a GPU can show.
+
+
+def _takes_kernels(device: Device) -> str:
+    from polyloss.dispatch import kernels
+
+    computing = kernels("cuda")
+    assert computing is not None
+    x, y = device.to_device(np.zeros((4, 10), np.float32)), device.to_device(np.arange(4))
+    before = _launched()
+    with device.scope():
+        polyloss.softmax_cross_entropy(x, y)
+        polyloss.sigmoid_cross_entropy(x, x)
+    assert _launched() > before, f"the formula was taken: {computing.report()}"
+    return computing.report()
+
+
+def _launched() -> int:
+    from polyloss.backends.cuda import compiled
+
+    return compiled.kernel.cache_info().currsize + compiled.kernel.cache_info().hits
+
+
+def _labels_out_of_range(device: Device) -> str:
+    x, y = np.zeros((6, 1000), np.float32), np.arange(6)
+    y[2], y[4] = 2**40, -1
+    with device.scope():
+        both = polyloss.value_and_grad(polyloss.softmax_cross_entropy)
+        items, gradient = map(device.to_host, both(device.to_device(x), device.to_device(y), reduction="none"))
+    assert np.isnan(items).tolist() == [False, False, True, False, True, False]
+    assert np.isnan(gradient).any(axis=1).tolist() == np.isnan(items).tolist()
+    return ""
+
+
+def _same_bits(device: Device) -> str:
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((4096, 1000)).astype(np.float32), rng.integers(0, 1000, 4096)
+    given = device.to_device(x), device.to_device(y)
+    with device.scope():
+        both = polyloss.value_and_grad(polyloss.softmax_cross_entropy)
+        runs = [[device.to_host(a) for a in both(*given)] for _ in range(5)]
+    assert all(np.array_equal(a, b) for run in runs for a, b in zip(run, runs[0]))
+    return ""
+
+
+def _other_stream_cupy(device: Device) -> str:
+    import cupy
+
+    x, y = cupy.random.standard_normal((512, 5000), dtype=cupy.float32), cupy.arange(512)
+    both = polyloss.value_and_grad(polyloss.softmax_cross_entropy)
+    expected = both(x, y)
+    cupy.cuda.Device().synchronize()
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        later = x * 1
+        for _ in range(50):  # long enough that a launch on another stream would come too early
+            later = later + 1
+        for _ in range(50):
+            later = later - 1
+        got = both(later, y)
+        stream.synchronize()
+    cupy.testing.assert_allclose(got[0], expected[0], rtol=1e-5)
+    return ""
+
+
+def _no_synchronisation(device: Device) -> str:
+    import torch
+
+    x = torch.randn(4096, 1000, device="cuda", requires_grad=True)
+    y = torch.randint(0, 1000, (4096,), device="cuda")
+    w = torch.rand(4096, device="cuda")
+    for _ in range(2):  # the first one compiles
+        torch.cuda.set_sync_debug_mode("error" if _ else "default")
+        try:
+            for options in ({}, {"ignore_index": 3}, {"weights": w}, {"reduction": "sum"}, {"label_smoothing": 0.1}):
+                polyloss.softmax_cross_entropy(x, y, **options).backward()
+            polyloss.sigmoid_cross_entropy(x, x.detach() * 0).backward()
+            polyloss.value_and_grad(polyloss.softmax_cross_entropy)(x, y, ignore_index=3)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return ""
+
+
+def _captured(device: Device) -> str:
+    import torch
+
+    both = polyloss.value_and_grad(polyloss.softmax_cross_entropy)
+    x, y = torch.randn(512, 3000, device="cuda"), torch.randint(0, 3000, (512,), device="cuda")
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        both(x, y)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        value, gradient = both(x, y)
+    x.copy_(torch.randn_like(x))
+    graph.replay()
+    expected = both(x, y)
+    torch.testing.assert_close(value, expected[0], rtol=0, atol=0)
+    torch.testing.assert_close(gradient, expected[1], rtol=0, atol=0)
+    return ""
+
+
+def _huge(device: Device) -> str:
+    import torch
+
+    rows, classes = 70_000, 32_768  # 2.3e9 elements
+    if torch.cuda.mem_get_info()[0] < 14 << 30:
+        raise Unasked("less than 14 GiB of memory are free")
+    x = torch.zeros(rows, classes, dtype=torch.bfloat16, device="cuda")
+    y = torch.zeros(rows, dtype=torch.int64, device="cuda")
+    x[-1, 5] = 10.0
+    items = polyloss.softmax_cross_entropy(x, y, reduction="none")
+    _, gradient = polyloss.value_and_grad(polyloss.softmax_cross_entropy)(x, y, reduction="sum")
+    assert abs(float(items[0]) - np.log(classes)) < 1e-4
+    assert abs(float(items[-1]) - np.log(classes - 1 + np.exp(10.0))) < 1e-3
+    assert float(gradient[-1, 5]) > 0.3
+    assert float(gradient[-1, 0]) < -0.9
+    return ""
+
+
+def _second_device(device: Device) -> str:
+    import torch
+
+    if torch.cuda.device_count() < 2:
+        raise Unasked("there is one device")
+    both = polyloss.value_and_grad(polyloss.softmax_cross_entropy)
+    x, y = torch.randn(64, 100), torch.randint(0, 100, (64,))
+    first, second = both(x.cuda(0), y.cuda(0)), both(x.cuda(1), y.cuda(1))
+    assert second[1].device.index == 1
+    assert torch.cuda.current_device() == 0
+    torch.testing.assert_close(first[1].cpu(), second[1].cpu(), rtol=0, atol=0)
+    return ""
+
+
+EVERYWHERE = {
+    "kernels are taken": _takes_kernels,
+    "labels out of range make their rows NaN": _labels_out_of_range,
+    "the same bits again": _same_bits,
+}
+TORCH = {
+    "no call waits for the device": _no_synchronisation,
+    "a captured graph computes the same": _captured,
+    "more than 2^31 elements": _huge,
+    "a second device": _second_device,
+}
+
+
+def checks(device: Device, quick: bool) -> Iterator[Check]:
+    """All that is asked of one library."""
+    if device.reason:
+        yield Check(device.name, device.reason)
+        return
+    routes = {"value_and_grad": _formula(device)}
+    if device.name == "torch":
+        routes["backward"] = _backward(device)
+    if device.name == "jax":
+        routes["jit"] = _jitted(device)
+    for title, evaluate in routes.items():
+        yield _asked(f"{device.name}, {title}: the oracle", lambda e=evaluate: _shares(device, quick, e))  # type: ignore[misc]
+    questions = {} if device.name == "jax" else dict(EVERYWHERE)
+    if device.name == "torch":
+        questions |= TORCH
+    if device.name == "cupy":
+        questions["another stream"] = _other_stream_cupy
+    for title, question in questions.items():
+        if quick and title == "the same bits again" and device.name == "simulator":
+            continue
+        yield _asked(f"{device.name}: {title}", lambda q=question: q(device))  # type: ignore[misc]

@@ -1,0 +1,385 @@
+"""The kernels for CUDA memory, as far as a machine without a GPU can tell.
+
+The simulator runs them (`tests/simulated`, in a process of its own, because the device functions are chosen when they
+are first imported). The toolchain, where it is installed, compiles them for two architectures: what is looked at is
+the language of the virtual machine (PTX) and what the assembler says of registers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import importlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ptx
+import pytest
+
+from polyloss.backends.cuda import compiled, memory
+from polyloss.backends.cuda.fields import ROWS_BLOCK, SUMS_BLOCK
+
+HERE = Path(__file__).parent
+WIDE = {"float32": "float32", "float64": "float64", "float16": "float32", "bfloat16": "float32"}
+FORMS = ("few", "warp", "block256", "long256", "long512", "scalar block")
+
+
+@pytest.mark.parametrize("file", sorted(path.name for path in (HERE / "simulated").glob("test_*.py")))
+def test_in_the_simulator(file: str) -> None:
+    pytest.importorskip("greenlet")
+    environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "1"}
+    environment.pop("PYTEST_XDIST_WORKER", None)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:randomly"]
+    done = subprocess.run(
+        [*command, f"tests/simulated/{file}"], cwd=HERE.parent, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+# With the toolchain.
+
+
+def _missing() -> str:
+    for module in ("numba_cuda", "cuda.bindings.nvjitlink"):
+        try:
+            if importlib.util.find_spec(module) is None:
+                return module
+        except ImportError:
+            return module
+    return ""
+
+
+toolchain = pytest.mark.skipif(bool(_missing()), reason=f"NOT RUN: the toolchain is not installed ({_missing()})")
+
+KEYS: list[tuple[Any, ...]] = [
+    *(("rows", x, "int64", form, True, True) for x in WIDE for form in FORMS),
+    *(("rows", x, "int64", form, False, True) for x in WIDE for form in ("few", "block256")),
+    *(("rows", x, "int64", form, True, False) for x in WIDE for form in ("warp", "long512")),
+    ("rows", "float32", "int32", "block64", True, True),
+    ("rows", "bfloat16", "int32", "block128", True, True),
+    *(("split", x, "", "block512") for x in WIDE),
+    *(("split", x, "int64", "") for x in ("float32", "float64")),
+    *(("soft", x, x, True, True, "scalar block", True, True) for x in WIDE),
+    *(("soft", x, "int64", False, False, "scalar warp", True, True) for x in WIDE),
+    ("soft", "float32", "float32", False, False, "scalar block", True, False),
+    *(("elements", x, x, True, True, True) for x in WIDE),
+    *(("elements", x, "bool", False, True, True) for x in WIDE),
+    *(("sums", wide) for wide in ("float32", "float64")),
+    *(("transforms", f, x, "") for x in WIDE for f in ("sigmoid", "softplus")),
+    *(("transforms", "softmax", x, "block256") for x in WIDE),
+    ("transforms", "log_softmax", "bfloat16", "warp"),
+    ("transforms", "log_softmax", "float32", "long256"),
+    ("transforms", "logsumexp", "float32", "long512"),
+    ("transforms", "softmax", "float32", "few"),
+]
+
+
+@contextlib.contextmanager
+def _pretended(capability: tuple[int, int]) -> Iterator[None]:
+    """Numba asks a device for what it is told already."""
+    import numba.cuda.dispatcher
+
+    real = numba.cuda.dispatcher.get_current_device
+    numba.cuda.dispatcher.get_current_device = lambda: types.SimpleNamespace(compute_capability=capability)
+    try:
+        yield
+    finally:
+        numba.cuda.dispatcher.get_current_device = real
+
+
+@functools.cache
+def _text(key: tuple[Any, ...], capability: tuple[int, int]) -> str:
+    with _pretended(capability):
+        return compiled.ptx(key, capability)
+
+
+def _operations(text: str) -> list[str]:
+    """The names of the instructions, as ``ld.global.v4.b32``."""
+    return re.findall(r"^\s*(?:@!?%p\d+\s+)?([a-z][\w.:]*)\s", text, re.MULTILINE)
+
+
+@toolchain
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0)], ids=["sm_80", "sm_90"])
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: "-".join(map(str, key)))
+def test_every_kernel_compiles_and_spills_no_register(
+    key: tuple[Any, ...], capability: tuple[int, int], record_property: Any
+) -> None:
+    from polyloss.backends.cuda import driver
+
+    code, said = driver.cubin(_text(key, capability), capability, ("-verbose", "-Xptxas=-v"))
+    assert code.startswith(b"\x7fELF")
+    entry = re.search(r"\.visible \.entry (\S+?)\(((?:.|\n)*?)\)", _text(key, capability))
+    assert entry is not None
+    assert entry[1].encode() in code
+    # One block of 64-bit parameters, without gaps, is what a launch passes.
+    kinds = re.findall(r"\.param \.([a-z]\d+)", entry[2])
+    letters = importlib.import_module(f"polyloss.backends.cuda.{key[0]}").PARAMETERS
+    assert kinds == [{"q": "u64", "d": "f64"}[letter] for letter in letters]
+    registers = int(re.search(r"Used (\d+) registers", said)[1])  # type: ignore[index]
+    record_property("registers", registers)
+    assert re.search(r"\b0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads", said), said
+    threads, blocks = compiled.bounds(key, capability)
+    assert registers * threads * blocks <= 65536, "fewer blocks fit on a multiprocessor than the launch wants"
+
+
+@toolchain
+@pytest.mark.parametrize("x", WIDE)
+def test_memory_is_read_and_written_16_bytes_at_a_time(x: str) -> None:
+    vector = "v2" if x == "float64" else "v4"
+    for key in (("rows", x, "int64", "block256", True, True), ("elements", x, x, True, True, True)):
+        found = _operations(_text(key, (9, 0)))
+        assert any(name.startswith(f"ld.global.{vector}.") for name in found), key
+        assert any(name.startswith(f"st.global.{vector}.") for name in found), key
+    found = _operations(_text(("rows", x, "int64", "block256", True, True), (9, 0)))
+    assert sum(name.startswith(f"ld.global.{vector}.") for name in found) == 4, "a row is read once"
+
+
+@toolchain
+@pytest.mark.parametrize("x", ["float32", "float16", "bfloat16"])
+def test_arithmetic_is_in_single_precision_with_the_accurate_exponential(x: str) -> None:
+    """The exponential is NVIDIA's own of 1 ulp: reduced to [0, 1], ``ex2.approx``, and a product that may underflow."""
+    for key in (("rows", x, "int64", "long256", True, True), ("elements", x, x, True, True, True)):
+        found = _operations(_text(key, (9, 0)))
+        assert "ex2.approx.ftz.f32" in found
+        assert not any(name in ("fma.rn.ftz.f32", "mul.ftz.f32", "div.full.f32", "lg2.approx.f32") for name in found)
+        doubled = [name for name in found if name.endswith(".f64") and name.split(".")[0] in ("fma", "mul", "div")]
+        assert len(doubled) <= 3, doubled  # the value of the whole call
+
+
+@toolchain
+def test_halves_are_rounded_in_pairs_by_the_hardware() -> None:
+    for x, pair in (("bfloat16", "cvt.rn.bf16x2.f32"), ("float16", "cvt.rn.f16x2.f32")):
+        assert pair in _operations(_text(("rows", x, "int64", "block256", True, True), (8, 0)))
+
+
+@toolchain
+def test_a_team_meets_by_shuffles_and_a_block_at_barriers() -> None:
+    few = _operations(_text(("rows", "float32", "int64", "few", False, True), (9, 0)))
+    assert not any(name.startswith(("shfl", "bar.")) for name in few), "a gradient needs nobody else"
+    for form in ("warp", "block256"):
+        found = _operations(_text(("rows", "float32", "int64", form, True, True), (9, 0)))
+        assert "shfl.sync.bfly.b32" in found
+        assert sum(name.startswith("bar.sync") for name in found) == (1 if form == "warp" else 3)
+    assert not any(name.startswith(("atom", "red.")) for key in KEYS[:8] for name in _operations(_text(key, (9, 0))))
+
+
+# The stand-ins of the simulator against what the hardware is told to do.
+
+
+def _function_text(inputs: int, outputs: int, of: Callable[..., Any]) -> str:
+    """PTX of a kernel that stores what the device function makes of the numbers at its first address."""
+    import numba.cuda
+
+    from polyloss.backends.cuda import intrinsics
+
+    load, store = intrinsics.load("float32", "float32"), intrinsics.store("float32", "float32")
+    if inputs == 1:
+
+        def kernel(a, b):  # type: ignore[no-untyped-def]
+            store(b, 0, of(load(a, 0)))
+
+    elif outputs == 1:
+
+        def kernel(a, b):  # type: ignore[no-untyped-def]
+            store(b, 0, of(load(a, 0), load(a, 1)))
+
+    else:
+        pack, lower, upper = of.pack, of.lower, of.upper  # type: ignore[attr-defined]
+
+        def kernel(a, b):  # type: ignore[no-untyped-def]
+            word = pack(load(a, 0), load(a, 1))
+            store(b, 0, lower(word))
+            store(b, 1, upper(word))
+
+    with _pretended((9, 0)):
+        return str(numba.cuda.compile_ptx(kernel, intrinsics.signature("qq"), cc=(9, 0))[0])
+
+
+def _samples() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    large = np.concatenate([rng.uniform(0, 110, 300), 10.0 ** rng.uniform(-44, 38, 300), np.arange(0, 105.0)])
+    return np.concatenate([large, [0.0, 1.0, np.inf, np.nan]]).astype(np.float32)
+
+
+@toolchain
+@pytest.mark.parametrize("name", ["exp", "log1p"])
+def test_the_simulators_functions_are_the_hardwares_to_an_ulp(name: str) -> None:
+    from polyloss.backends.cuda import intrinsics, simulator
+
+    x = -_samples() if name == "exp" else _samples()
+    text = _function_text(1, 1, getattr(intrinsics, name))
+    hardware = np.array([ptx.run(text, [x[i : i + 1]], 1)[0][0] for i in range(len(x))])
+    with np.errstate(all="ignore"):
+        simulated = getattr(simulator, name)(x)
+    np.testing.assert_array_equal(np.isnan(hardware), np.isnan(simulated))
+    finite = np.isfinite(simulated)
+    np.testing.assert_array_equal(hardware[~finite & ~np.isnan(x)], simulated[~finite & ~np.isnan(x)])
+    error = np.abs(hardware[finite] - simulated[finite])
+    assert np.all(error <= 2 * np.spacing(np.abs(simulated[finite])))
+
+
+@toolchain
+def test_the_simulators_quotient_and_maximum_are_the_hardwares() -> None:
+    from polyloss.backends.cuda import intrinsics, simulator
+
+    rng = np.random.default_rng(1)
+    a, b = rng.random(500, np.float32), 1 + rng.random(500, np.float32)
+    got = ptx.run(_function_text(2, 1, intrinsics.ratio("float32")), [a, b], 1)[0]
+    np.testing.assert_array_equal(got, simulator.ratio("float32")(a, b))
+    special = np.array([0, -0.0, np.inf, -np.inf, np.nan, 1], np.float32)
+    a, b = (m.ravel() for m in np.meshgrid(special, special))
+    got = ptx.run(_function_text(2, 1, intrinsics.maximum("float32")), [a, b], 1)[0]
+    np.testing.assert_array_equal(got, simulator.maximum("float32")(a, b))
+
+
+@toolchain
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_simulators_halves_are_the_hardwares_bit_for_bit(dtype: str) -> None:
+    from polyloss.backends.cuda import intrinsics, simulator
+
+    rng = np.random.default_rng(2)
+    ties = (np.arange(200, dtype=np.uint32) * 0x8000 + 0x3F800000).view(np.float32)
+    ties = np.concatenate([ties, 2.0 ** np.arange(-30.0, -10), [65504, 65519, 65520, np.inf, -np.inf, np.nan, 3e38]])
+    a = np.concatenate([ties, rng.standard_normal(300) * 10.0 ** rng.uniform(-30, 30, 300)]).astype(np.float32)
+    b = a[::-1].copy()
+    of = dict(zip(("lower", "upper", "pack"), intrinsics.halves(dtype)))
+    got = ptx.run(_function_text(2, 2, types.SimpleNamespace(**of)), [a, b], 2)  # type: ignore[arg-type]
+    lower, upper, pack = simulator.halves(dtype)
+    with np.errstate(all="ignore"):
+        words = [pack(*pair) for pair in zip(a, b)]
+        np.testing.assert_array_equal(got[0].view(np.float32), np.array([lower(w) for w in words]))
+        np.testing.assert_array_equal(got[1].view(np.float32), np.array([upper(w) for w in words]))
+
+
+@toolchain
+@pytest.mark.parametrize("distance", [1, 2, 4, 8, 16])
+def test_the_simulators_shuffle_is_the_hardwares(distance: int) -> None:
+    import numba.cuda
+
+    from polyloss.backends.cuda import intrinsics, simulator
+
+    shuffle = intrinsics.shuffle
+    load, store = intrinsics.load("float32", "float32"), intrinsics.store("float32", "float32")
+
+    def kernel(a, b):  # type: ignore[no-untyped-def]
+        store(b, 0, shuffle(load(a, 0), distance))
+
+    with _pretended((9, 0)):
+        text = str(numba.cuda.compile_ptx(kernel, intrinsics.signature("qq"), cc=(9, 0))[0])
+    x = np.arange(32, dtype=np.float32)
+    seen: dict[int, Any] = {}
+    simulator.launch(
+        lambda: seen.update({simulator.thread(): simulator.shuffle(x[simulator.thread()], distance)}), 1, 32, 0, ()
+    )
+    got = ptx.run(text, [x], 1)[0]
+    np.testing.assert_array_equal(got.view(np.float32), [seen[i] for i in range(32)])
+
+
+# The launch, with a driver that only remembers.
+
+
+class Seen(ctypes.Structure):
+    _fields_ = (
+        *(
+            (name, ctypes.c_uint64)
+            for name in "context kernel stream blocks threads dynamic size room launches".split()
+        ),
+        ("parameters", ctypes.c_char * 512),
+        ("name", ctypes.c_char * 512),
+        ("code", ctypes.c_char * 4),
+    )
+
+
+@pytest.fixture
+def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    from polyloss.backends.cuda import driver
+
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("NOT RUN: there is no C compiler")
+    path = tmp_path / "libcuda.so"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", path, HERE / "driver_stub.c"], check=True)
+    loaded = ctypes.CDLL(str(path))
+    cached = (driver.library, driver._context, driver._handle, driver._attribute, compiled.kernel)
+    for function in cached:
+        function.cache_clear()
+    monkeypatch.setattr(driver, "_opened", lambda: loaded)
+    try:
+        with _pretended((9, 0)):
+            yield loaded
+    finally:
+        for function in cached:
+            function.cache_clear()
+
+
+@toolchain
+@pytest.mark.parametrize("device", [0, 1])
+def test_a_launch_tells_the_driver_the_stream_the_sizes_and_the_parameters(stub: Any, device: int) -> None:
+    parameters = SUMS_BLOCK.pack(1 << 40, -1, 3, 4, 5, 6.5)
+    kernel = compiled.kernel("sums", "float32")
+    for _ in range(2):
+        kernel((device, 0x77), 3, parameters, 0)
+    seen = Seen.in_dll(stub, "seen")
+    assert seen.launches == 2
+    assert (seen.blocks, seen.threads, seen.dynamic, seen.stream) == (3, 1024, 0, 0x77)
+    assert bytes(bytearray(seen)[Seen.parameters.offset :][: seen.size]) == parameters
+    assert seen.context == 0x1000 + device, "not in the context of the array's device"
+    assert stub.depth_of_contexts() == 1, "the user's context is not the current one any more"
+    assert seen.code == b"\x7fELF"
+    assert b"kernel" in seen.name
+
+
+@toolchain
+def test_a_long_row_may_have_all_the_shared_memory_there_is(stub: Any) -> None:
+    key = ("rows", "float32", "int64", "long512", True, True)
+    compiled.kernel(*key)((0, 0), 1, ROWS_BLOCK.pack(*range(19), 0.0, 1.0, 1.0), 200_000)
+    seen = Seen.in_dll(stub, "seen")
+    assert seen.dynamic == 200_000 <= seen.room
+    # With what is static, no more than a block may have.
+    _, said = importlib.import_module("polyloss.backends.cuda.driver").cubin(_text(key, (9, 0)), (9, 0), ("-verbose",))
+    static = int(re.search(r"(\d+) bytes smem", said)[1])  # type: ignore[index]
+    assert seen.room + static <= 232448
+
+
+def test_without_the_toolchain_or_a_driver_the_reason_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory.missing.cache_clear()
+    if not memory.missing(0):
+        pytest.skip("NOT RUN: this machine has a GPU and the toolchain")
+    monkeypatch.setattr(memory, "find_spec", lambda name: None)
+    memory.missing.cache_clear()
+    assert "pip install" in memory.missing(0)
+    monkeypatch.undo()
+    memory.missing.cache_clear()
+
+
+# The script for a machine with a GPU.
+
+
+def test_the_script_for_a_gpu_runs_dry_and_says_what_it_does_not_run(tmp_path: Path) -> None:
+    pytest.importorskip("greenlet")
+    command = [sys.executable, "-m", "benchmarks.gpu", "--dry-run", "--output", str(tmp_path / "gpu")]
+    done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    document = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
+    outcomes = {check["name"]: check["outcome"] for check in document["checks"]}
+    assert outcomes["simulator, value_and_grad: the oracle"] == "passed"
+    assert all(outcome == "passed" or outcome.startswith("NOT RUN: ") for outcome in outcomes.values())
+    for workload in document["workloads"]:
+        reasons = {found["name"]: found["not run"] for found in workload["contestants"]}
+        assert reasons.pop("polyloss, CuPy") == ""
+        assert all(reason.startswith("NOT RUN: ") for reason in reasons.values())
+    assert len(document["bar"]) == 10
+    assert all(verdict["outcome"].startswith("NOT MEASURED") for verdict in document["bar"])
+    for suffix in (".html", ".txt"):
+        assert "NOT MEASURED" in (tmp_path / "gpu").with_suffix(suffix).read_text(encoding="utf-8")
