@@ -95,6 +95,8 @@ def cases_of(task: Task) -> Iterator[tuple[str, Case]]:
                 continue
         if task.route.path == "compiled" and task.level == "standard" and not (" of 10" in name or " of" not in name):
             continue
+        if name == "batch" and str(task.route) == "torch generic" and task.level != "thorough":
+            continue  # no threads, no shares: it shows nothing more
         yield name, one
 
 
@@ -369,6 +371,9 @@ QUICK = {
 }
 """What a quick run asks where every shape is compiled anew, or every operation is a task; of all others, everything."""
 
+ELSEWHERE = {("torch", "kernel"): ("large batch",), ("torch", "generic"): ("large batch", "all numbers")}
+"""What a quick run leaves to NumPy, whose kernels and formula are the same."""
+
 COMPILED = ("softmax_cross_entropy", "sigmoid_cross_entropy")
 DERIVED = ("softmax_cross_entropy", "contrastive")
 
@@ -377,6 +382,8 @@ def later(task: Task, name: str) -> str:
     """Why a quick run leaves a cell out."""
     route = task.route
     asked = QUICK.get((route.library, route.path))
+    if task.level == "quick" and name in ELSEWHERE.get((route.library, route.path), ()):
+        return "left to a longer run: NumPy's is the same"
     if task.level != "quick" or asked is None:
         return ""
     wide = name == "derivatives" or (name == "16 bits" and task.dtype == "float16") or task.dtype == "float32"

@@ -1,8 +1,8 @@
 """Checks, and the cells in which they run.
 
-A `Check` is run in cells: a function, a route and a dtype. In each it yields judgements: the share of its budget that a
-result has used, or a failure. `cells` lists them, `run` runs one, and `check` runs all and makes the report; pytest runs
-the same cells one by one (`test_conformance`).
+A `Check` is run in cells: a function, a route and a dtype. In each it yields judgements: the share of its budget that
+a result has used, or a failure. `cells` lists them, `run` runs one, and `check` runs all and makes the report; pytest
+runs the same cells one by one (`test_conformance`).
 """
 
 from __future__ import annotations

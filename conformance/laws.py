@@ -349,7 +349,7 @@ def layout(subject: Subject, draw: Draw) -> None:
 
 @law("large batch", only("numpy", "torch", dtypes=("float32",)), once=True)
 def large_batch(subject: Subject, draw: Draw) -> None:
-    """An item of a large batch is, to the bit, what it is alone; the sum is theirs, and no number of threads changes it."""
+    """An item of a large batch is, to the bit, what it is alone, and the sum is theirs."""
     row = subject.row
     if row.loss is polyloss.info_nce:
         return  # its items depend on each other

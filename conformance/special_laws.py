@@ -185,7 +185,8 @@ def invalid(subject: Subject, draw: Draw) -> None:
             value = plain.value(arguments | {key: broken}, reduction="none")
             items = to_numpy(value)
         except ValueError as error:
-            assert key in str(error), f"the error does not name {key}: {error}"
+            if key not in str(error):
+                raise AssertionError(f"the error does not name {key}: {error}") from error
             continue
         assert subject.route.library not in ("numpy", "torch") or subject.route.device != "cpu", f"no error of {key}"
         clean = plain.items(arguments)

@@ -37,7 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             from polyloss.conformance import command
         except ModuleNotFoundError as error:
-            print(f"polyloss conformance needs {error.name}: pip install 'array-polyloss[conformance]'", file=sys.stderr)
+            print(
+                f"polyloss conformance needs {error.name}: pip install 'array-polyloss[conformance]'", file=sys.stderr
+            )
             return 2
         command.add_arguments(conformance)
 

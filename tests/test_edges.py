@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 import polyloss
-from polyloss.conformance.routes import from_numpy, installed, to_numpy
+from polyloss.conformance.routes import from_numpy, installed
 
 INF, NAN = math.inf, math.nan
 every_library = pytest.mark.parametrize("library", installed())
+
 
 def _array(library: str, numbers: Any) -> Any:
     x = np.asarray(numbers)

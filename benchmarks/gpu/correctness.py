@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,11 +13,12 @@ import numpy as np
 
 import polyloss
 from benchmarks.gpu.libraries import Device
-from polyloss.conformance.accuracy import Case, cases, share
+from polyloss.conformance.exact import LINES, ROWS, Case, shares
+from polyloss.conformance.grid import VARIANTS, grid
 
 __all__ = ["Check", "checks"]
 
-QUICK = ("-10-", "sigmoid", "bpr", "contrastive", "hinge", "log_loss")
+LOSSES = tuple(name for name in VARIANTS if name not in (*LINES, *ROWS))
 
 
 @dataclass(frozen=True)
@@ -50,15 +52,15 @@ class Unasked(Exception):
 def _shares(device: Device, quick: bool, evaluate: Callable[[Case], tuple[Any, Any]]) -> str:
     """The largest share of its budget that any case has used."""
     worst, where = 0.0, ""
-    for name in cases:
-        if quick and not any(part in name for part in QUICK):
-            continue
-        case = cases[name]()
-        with device.scope():
-            items, gradient = map(device.to_host, evaluate(case))
-        used = max(share(case, device.name, items, gradient))
-        if not used <= worst:
-            worst, where = used, name
+    for function, dtype in itertools.product(LOSSES, ("float32", "float64")):
+        for name, case in grid(function, dtype, "quick" if quick else "standard").items():
+            if quick and name == "batch":
+                continue
+            with device.scope():
+                items, gradient = map(device.to_host, evaluate(case))
+            used = max(one.used for one in shares(case, device.name, items, gradient))
+            if not used <= worst:
+                worst, where = used, f"{function}, {dtype}, {name}"
     assert worst <= 1, f"{where} uses {worst:.2f} of its budget"
     return f"at most {worst:.2f} of the budget ({where})"
 
