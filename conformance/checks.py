@@ -32,11 +32,6 @@ SLOWLY = "left to a longer run: a call takes long here"
 assert special_laws
 
 
-def slow(route: Route) -> bool:
-    """Whether a call of a new shape takes a tenth of a second and more: it is compiled, or cut into tasks."""
-    return route.library in ("jax", "dask") or route.path == "compiled"
-
-
 # Accuracy.
 
 
@@ -89,7 +84,7 @@ def cases_of(task: Task) -> Iterator[tuple[str, Case]]:
     """Of the grid; few where every shape is compiled anew."""
     found = grid(task.function, task.dtype, task.level)
     for name, one in found.items():
-        if slow(task.route) and task.level == "quick":
+        if task.route.compiles and task.level == "quick":
             compiled = ("hard of 10", "batch", "soft")
             if name not in (compiled if task.route.path == "compiled" else (*compiled, *FEW)) and len(found) > 2:
                 continue
@@ -101,7 +96,7 @@ def cases_of(task: Task) -> Iterator[tuple[str, Case]]:
 
 
 def _few(task: Task) -> bool:
-    return task.route.path == "compiled" or (slow(task.route) and task.level == "quick")
+    return task.route.path == "compiled" or (task.route.compiles and task.level == "quick")
 
 
 def _inaccurate(task: Task, name: str, one: Case, share: Share, way: str) -> Failure:
@@ -184,13 +179,13 @@ def _off_limit(task: Task, limit: Limit, way: str) -> Any:
 
 def lawful(law: Law, task: Task) -> Iterator[Judgement]:
     rows = [name for name, row in LOSSES.items() if row.loss.__name__ == task.function]
-    if law.functions or (slow(task.route) and task.level == "quick"):
+    if law.functions or (task.route.compiles and task.level == "quick"):
         rows = rows[:1]
     for name in rows:
         row = LOSSES[name]
         subject = Subject(row, task.route, task.dtype)
-        sizes = (3,) if slow(task.route) else (1, 2, 3, 6)
-        count = 1 if law.once or (slow(task.route) and task.level == "quick") else examples(task)
+        sizes = (3,) if task.route.compiles else (1, 2, 3, 6)
+        count = 1 if law.once or (task.route.compiles and task.level == "quick") else examples(task)
         if law.once or count == 1:
             yield _obeyed(law, subject, name, Draw(task.seed, max(3, row.fewest)), task)
             continue
@@ -235,7 +230,7 @@ PRIMITIVES = {
 def agreement(task: Task) -> Iterator[Judgement]:
     before = ORDER[: ORDER.index(task.route.library)] if task.route.library in ORDER else ORDER[:1]
     path = "kernel" if task.route.path == "kernel" else "generic"
-    for library in before[:1] if task.level == "quick" or slow(task.route) else before:
+    for library in before[:1] if task.level == "quick" or task.route.compiles else before:
         other = Route(library, "generic" if library == "array_api_strict" else path)
         if other.missing or other.unless(task.dtype):
             continue
@@ -364,7 +359,7 @@ def _derives(task: Task) -> str | None:
 QUICK = {
     ("dask", "kernel"): ("accuracy", "mask", "reductions", "textbook", "invalid values", "agreement", "derivatives"),
     ("dask", "generic"): ("accuracy", "invalid values"),
-    ("jax", "kernel"): ("accuracy", "mask", "reductions", "autodiff", "16 bits", "derivatives", "masked queries"),
+    ("jax", "kernel"): ("accuracy", "mask", "autodiff", "16 bits", "derivatives", "masked queries"),
     ("jax", "generic"): ("accuracy",),
     ("jax", "jit"): ("accuracy", "autodiff", "invalid values"),
     ("torch", "compiled"): ("accuracy", "autodiff"),
@@ -387,6 +382,8 @@ def later(task: Task, name: str) -> str:
     if task.level != "quick" or asked is None:
         return ""
     wide = name == "derivatives" or (name == "16 bits" and task.dtype == "float16") or task.dtype == "float32"
+    if route.library == "jax" and route.path != "jit" and task.function in TRANSFORMS:
+        return SLOWLY
     few = (route.path != "compiled" or task.function in COMPILED) and (
         name != "derivatives" or route.library == "dask" or task.function in DERIVED
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,6 +68,7 @@ def run(options: argparse.Namespace) -> int:
                 level=options.level,
                 seed=options.seed,
                 fail_fast=options.fail_fast,
+                jobs=2 if (os.cpu_count() or 1) > 1 else 1,
                 progress=screen.update,
             )
     except ValueError as error:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fnmatch
+import multiprocessing
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -147,6 +148,47 @@ def run(task: Task, *, fail_fast: bool = False) -> Cell:
     return cell("failed" if failures else "passed")
 
 
+def _run_all(tasks: Sequence[Task], jobs: int, fail_fast: bool) -> Iterator[Cell]:
+    """All cells; with two jobs those of routes that compile come from a second process, as they are done."""
+    beside = [i for i, task in enumerate(tasks) if jobs > 1 and task.route.compiles and not task.route.missing]
+    if not beside or len(beside) == len(tasks):
+        yield from (run(task, fail_fast=fail_fast) for task in tasks)
+        return
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    names = [(tasks[i].check.name, *_place(tasks[i])) for i in beside]
+    process = context.Process(target=_run_named, args=(theirs, names, fail_fast), daemon=True)
+    process.start()
+    theirs.close()
+    waiting = len(beside)
+    try:
+        for task in tasks:
+            if not (task.route.compiles and not task.route.missing):
+                yield run(task, fail_fast=fail_fast)
+            while waiting and ours.poll():
+                waiting -= 1
+                yield ours.recv()
+        while waiting:
+            waiting -= 1
+            yield ours.recv()
+    except EOFError as error:
+        raise RuntimeError("the process of the libraries that compile has died") from error
+    finally:
+        process.kill()
+        process.join()
+
+
+def _place(task: Task) -> tuple[str, Route, str, Level, int]:
+    return task.function, task.route, task.dtype, task.level, task.seed
+
+
+def _run_named(pipe: Any, names: list[tuple[Any, ...]], fail_fast: bool) -> None:
+    """In the second process: a check holds functions, which cannot be sent, so it is sent by its name."""
+    known = {one.name: one for one in checks()}
+    for name, *place in names:
+        pipe.send(run(Task(known[name], *place), fail_fast=fail_fast))
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Infinities are meant, and a warning of a framework is no finding."""
@@ -184,6 +226,7 @@ def check(
     level: Level = "standard",
     seed: int = 0,
     fail_fast: bool = False,
+    jobs: int = 1,
     progress: Callable[[int, int, Cell], None] | None = None,
 ) -> Report:
     """Checks that backends give the right numbers, and the same ones.
@@ -202,6 +245,8 @@ def check(
         Of what is drawn.
     fail_fast : bool, default False
         Whether to stop at the first failure.
+    jobs : int, default 1
+        With 2, libraries that compile run in a process of their own beside the others.
     progress : callable, optional
         Called with the number of cells that were run, the number of all, and the last of them.
 
@@ -227,12 +272,13 @@ def check(
     tasks = [task for task in selected if task.check.name in names]
     created, start = datetime.datetime.now(datetime.UTC), time.perf_counter()
     found: list[Cell] = []
-    for task in tasks:
-        found.append(run(task, fail_fast=fail_fast))
-        if progress is not None:
-            progress(len(found), len(tasks), found[-1])
-        if fail_fast and found[-1].status == "failed":
-            break
+    with contextlib.closing(_run_all(tasks, jobs, fail_fast)) as running:
+        for one in running:
+            found.append(one)
+            if progress is not None:
+                progress(len(found), len(tasks), one)
+            if fail_fast and one.status == "failed":
+                break
     options = {"level": level, "seed": seed, "backend": backend, "loss": loss, "dtype": dtype, "device": device}
     options |= {"path": path, "only": only, "fail_fast": fail_fast}
     seconds = time.perf_counter() - start

@@ -136,6 +136,11 @@ class Route:
         """The ways of the library's own."""
         return tuple(way for way in self.ways if way != "formula")
 
+    @property
+    def compiles(self) -> bool:
+        """Whether a call of a new shape takes a tenth of a second and more: it is compiled, or cut into tasks."""
+        return self.library in ("jax", "dask") or self.path == "compiled"
+
     def unless(self, dtype: str) -> str:
         """Why this dtype does not exist on this route; empty where it does."""
         if dtype in ("float16", "bfloat16"):
