@@ -130,10 +130,12 @@ def run(task: Task, *, fail_fast: bool = False) -> Cell:
         seconds = round(time.perf_counter() - start, 4)
         return Cell(task.check.name, *place, status, reason, share, cases, seconds, tuple(failures))
 
-    if reason := task.route.unless(task.dtype) or task.check.unless(task):
+    if reason := task.check.unless(task):
         return cell("not applicable", reason)
     if reason := task.route.missing:
         return cell("not run", reason)
+    if reason := task.route.unless(task.dtype):
+        return cell("not applicable", reason)
     if reason := task.check.later(task):
         return cell("not run", reason)
     with task.route.inside(task.dtype), _quiet():

@@ -49,17 +49,22 @@ def namespace(library: str) -> Any:
     """The module whose functions make arrays of that library."""
     if library in NAMESPACES:
         return importlib.import_module(NAMESPACES[library])
-    return _entry_point(library).load().xp
+    return published(library).xp
 
 
-def _entry_point(library: str) -> Any:
-    return next(point for point in entry_points(group="polyloss.backends") if point.name == library)
+@functools.cache
+def published(library: str) -> Any:
+    """The `polyloss.backends.Library` that a third party has published under this name."""
+    return next(point for point in entry_points(group="polyloss.backends") if point.name == library).load()
 
 
 def from_numpy(library: str, x: Any, device: str = "cpu") -> Any:
     """``x`` in that library; what is no array stays as it is."""
     if library == "numpy" or not isinstance(x, np.ndarray):
         return x
+    if library not in NAMESPACES:
+        place = {str(place): place for place in _devices(library)}.get(device)
+        return published(library).from_numpy(x, place)
     xp = namespace(library)
     if library == "dask":
         return xp.from_array(x, chunks=tuple(max(1, (n + 1) // 2) for n in x.shape))
@@ -74,6 +79,9 @@ def from_numpy(library: str, x: Any, device: str = "cpu") -> Any:
 
 def to_numpy(x: Any) -> np.ndarray:
     """``x`` in host memory; bfloat16 as float32."""
+    top = type(x).__module__.partition(".")[0]
+    if top in {point.name for point in _points()}:
+        return np.asarray(published(top).to_numpy(x))
     if hasattr(x, "detach"):
         x = x.detach().cpu()
         x = x.float() if "bfloat16" in str(x.dtype) else x
@@ -148,8 +156,8 @@ class Route:
                 return "16-bit dtypes are not in the standard"
             if self.library == "dask":
                 return "Dask's arrays are not computed in 16 bits"
-            if self.library not in NAMESPACES:
-                return "16-bit dtypes are checked in the libraries that polyloss knows"
+        if self.library not in NAMESPACES and not hasattr(namespace(self.library), dtype):
+            return f"{self.library} has no {dtype}"
         if self.library == "numpy" and dtype == "bfloat16" and find_spec("ml_dtypes") is None:
             return "NumPy has bfloat16 only with ml_dtypes"
         return ""
@@ -186,6 +194,8 @@ class Route:
         """``x`` on this route, its floating numbers in ``dtype``; what is no array stays as it is."""
         if not isinstance(x, np.ndarray):
             return x
+        if self.library not in NAMESPACES and dtype is not None and x.dtype.kind == "f" and dtype != "bfloat16":
+            x = x.astype(dtype)
         given = from_numpy(self.library, x, self.device)
         if dtype is None or x.dtype.kind != "f" or x.dtype.name == dtype:
             return given
@@ -271,6 +281,21 @@ def _half(gradient: Any) -> np.ndarray:
     return (found.astype(np.float32) if found.dtype == np.float16 else found) / 2
 
 
+@functools.cache
+def _points() -> tuple[Any, ...]:
+    return tuple(point for point in entry_points(group="polyloss.backends") if point.name not in NAMESPACES)
+
+
+@functools.cache
+def _devices(library: str) -> list[Any]:
+    """The devices that a third party's namespace names; none where it has no such list, or does not load."""
+    try:
+        inspect = getattr(namespace(library), "__array_namespace_info__", None)
+        return [place for place in inspect().devices() if place is not None] if inspect is not None else []
+    except Exception:  # is reported in the cells, by `Route.missing`
+        return []
+
+
 def routes(device: str | None = None) -> list[Route]:
     """Every route that polyloss knows of, whether or not it can be taken here: cheap ones first."""
     found = [
@@ -281,7 +306,12 @@ def routes(device: str | None = None) -> list[Route]:
         Route("array_api_strict", "generic"),
         Route("dask", "kernel"),
         Route("dask", "generic"),
-        *(Route(point.name, "generic") for point in entry_points(group="polyloss.backends")),
+        *(
+            Route(point.name, path, str(place))
+            for point in _points()
+            for place in _devices(point.name) or ["cpu"]
+            for path in ("kernel", "generic")
+        ),
         Route("jax", "kernel"),
         Route("jax", "generic"),
         Route("jax", "jit"),

@@ -6,20 +6,16 @@ from collections.abc import Callable
 
 import pytest
 
-from polyloss.conformance.engine import Task, cells, run
+from polyloss.conformance.engine import cells, run
 
 TASKS = {task.name: task for task in cells()}
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_cell(name: str, record_property: Callable[[str, object], None]) -> None:
-    task: Task = TASKS[name]
-    reason = task.route.unless(task.dtype) or task.check.unless(task) or task.route.missing
-    if reason:
-        pytest.skip(reason)
-    cell = run(task)
+    cell = run(TASKS[name])
     if cell.share is not None:
         record_property("budget", (cell.function, f"{cell.library} {cell.path} {cell.dtype}", cell.share))
-    if cell.status == "not run":
+    if cell.status in ("not run", "not applicable"):
         pytest.skip(cell.reason)
     assert cell.status == "passed", "\n".join(map(str, cell.failures))
