@@ -12,22 +12,19 @@ import numpy as np
 from polyloss.conformance import special_laws
 from polyloss.conformance.budget import Exact
 from polyloss.conformance.engine import Check, Judgement, Task
-from polyloss.conformance.exact import LINES, ROWS, Case, Share, shares
+from polyloss.conformance.exact import Case, Share, shares
 from polyloss.conformance.exhaustive import exhaustive, exhausts
 from polyloss.conformance.grid import VARIANTS, case, drawn, grid
 from polyloss.conformance.laws import LAWS, Law
 from polyloss.conformance.limits import LIMITS, Limit
 from polyloss.conformance.losses import LOSSES
+from polyloss.conformance.plan import ALL_ROWS, LOSS_NAMES, TRANSFORMS, later
 from polyloss.conformance.report import Failure
 from polyloss.conformance.routes import Route
 from polyloss.conformance.search import examples, smallest
 from polyloss.conformance.subject import Draw, Subject
 
 __all__ = ["CHECKS"]
-
-TRANSFORMS = (*LINES, *ROWS)
-LOSS_NAMES = tuple(name for name in VARIANTS if name not in TRANSFORMS)
-SLOWLY = "left to a longer run: a call takes long here"
 
 assert special_laws
 
@@ -179,13 +176,14 @@ def _off_limit(task: Task, limit: Limit, way: str) -> Any:
 
 def lawful(law: Law, task: Task) -> Iterator[Judgement]:
     rows = [name for name, row in LOSSES.items() if row.loss.__name__ == task.function]
-    if law.functions or (task.route.compiles and task.level == "quick"):
+    few = task.route.compiles and task.level != "thorough"
+    if law.functions or (few and (task.level == "quick" or law.name not in ALL_ROWS)):
         rows = rows[:1]
     for name in rows:
         row = LOSSES[name]
         subject = Subject(row, task.route, task.dtype)
         sizes = (3,) if task.route.compiles else (1, 2, 3, 6)
-        count = 1 if law.once or (task.route.compiles and task.level == "quick") else examples(task)
+        count = 1 if law.once or few else examples(task)
         if law.once or count == 1:
             yield _obeyed(law, subject, name, Draw(task.seed, max(3, row.fewest)), task)
             continue
@@ -354,40 +352,6 @@ def _derives(task: Task) -> str | None:
 
 
 # The table.
-
-
-QUICK = {
-    ("dask", "kernel"): ("accuracy", "mask", "reductions", "textbook", "invalid values", "agreement", "derivatives"),
-    ("dask", "generic"): ("accuracy", "invalid values"),
-    ("jax", "kernel"): ("accuracy", "mask", "autodiff", "16 bits", "derivatives", "masked queries"),
-    ("jax", "generic"): ("accuracy",),
-    ("jax", "jit"): ("accuracy", "autodiff", "invalid values"),
-    ("torch", "compiled"): ("accuracy", "autodiff"),
-}
-"""What a quick run asks where every shape is compiled anew, or every operation is a task; of all others, everything."""
-
-ELSEWHERE = {("torch", "kernel"): ("large batch",), ("torch", "generic"): ("large batch", "all numbers")}
-"""What a quick run leaves to NumPy, whose kernels and formula are the same."""
-
-COMPILED = ("softmax_cross_entropy", "sigmoid_cross_entropy")
-DERIVED = ("softmax_cross_entropy", "contrastive")
-
-
-def later(task: Task, name: str) -> str:
-    """Why a quick run leaves a cell out."""
-    route = task.route
-    asked = QUICK.get((route.library, route.path))
-    if task.level == "quick" and name in ELSEWHERE.get((route.library, route.path), ()):
-        return "left to a longer run: NumPy's is the same"
-    if task.level != "quick" or asked is None:
-        return ""
-    wide = name == "derivatives" or (name == "16 bits" and task.dtype == "float16") or task.dtype == "float32"
-    if route.library == "jax" and route.path != "jit" and task.function in TRANSFORMS:
-        return SLOWLY
-    few = (route.path != "compiled" or task.function in COMPILED) and (
-        name != "derivatives" or route.library == "dask" or task.function in DERIVED
-    )
-    return "" if name in asked and wide and few else SLOWLY
 
 
 def _check(

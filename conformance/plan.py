@@ -1,0 +1,67 @@
+"""What a run of each level leaves to a more thorough one, and why.
+
+On most routes a run asks everything. Where a call of a new shape takes a tenth of a second and more, because it is
+compiled or cut into tasks, only a thorough run does; a table says what the others ask there.
+"""
+
+from __future__ import annotations
+
+from polyloss.conformance.engine import Task
+from polyloss.conformance.exact import LINES, ROWS
+from polyloss.conformance.grid import VARIANTS
+
+__all__ = ["ALL_ROWS", "LOSS_NAMES", "TRANSFORMS", "later"]
+
+TRANSFORMS = (*LINES, *ROWS)
+LOSS_NAMES = tuple(name for name in VARIANTS if name not in TRANSFORMS)
+SLOWLY = "left to a longer run: a call takes long here"
+
+QUICK = {
+    ("dask", "kernel"): ("accuracy", "mask", "reductions", "textbook", "invalid values", "agreement", "derivatives"),
+    ("dask", "generic"): ("accuracy", "invalid values"),
+    ("jax", "kernel"): ("accuracy", "mask", "autodiff", "16 bits", "derivatives", "masked queries"),
+    ("jax", "generic"): ("accuracy",),
+    ("jax", "jit"): ("accuracy", "autodiff", "invalid values"),
+    ("torch", "compiled"): ("accuracy", "autodiff"),
+}
+"""What a quick run asks where every shape is compiled anew, or every operation is a task; of all others, everything."""
+
+STANDARD = {
+    ("dask", "generic"): (*QUICK["dask", "generic"], "mask", "limits", "agreement"),
+    ("jax", "generic"): (*QUICK["jax", "generic"], "mask", "limits", "agreement"),
+    ("jax", "jit"): (*QUICK["jax", "jit"], "limits", "all numbers", "agreement"),
+    ("torch", "compiled"): (*QUICK["torch", "compiled"], "agreement"),
+}
+"""The same of a standard run; on other routes it asks everything."""
+
+ELSEWHERE = {("torch", "kernel"): ("large batch",), ("torch", "generic"): ("large batch", "all numbers")}
+"""What a quick run leaves to NumPy, whose kernels and formula are the same."""
+
+COMPILED = ("softmax_cross_entropy", "sigmoid_cross_entropy")
+DERIVED = ("softmax_cross_entropy", "contrastive")
+ALL_ROWS = ("mask", "reductions", "16 bits", "agreement in every parameter")
+"""Laws that a standard run asks of all options of a loss, where a call takes long too."""
+
+
+def later(task: Task, name: str) -> str:
+    """Why a run leaves a cell to a more thorough one."""
+    route = task.route
+    place = (route.library, route.path)
+    if task.level == "quick" and name in ELSEWHERE.get(place, ()):
+        return "left to a longer run: NumPy's is the same"
+    if task.level == "thorough" or not route.compiles:
+        return ""
+    asked = QUICK if task.level == "quick" else STANDARD
+    narrow = task.dtype == "float32" or name in ("derivatives", "16 bits")
+    if task.level == "standard":
+        narrow = narrow or (name == "accuracy" and route.path != "compiled")
+    elif name == "16 bits":
+        narrow = task.dtype == "float16"
+    few = True
+    if route.path == "compiled":
+        few = task.function in COMPILED or (task.level == "standard" and name == "accuracy")
+    elif task.level == "quick" and route.library == "jax":
+        few = (name != "derivatives" or task.function in DERIVED) and (
+            route.path == "jit" or task.function not in TRANSFORMS
+        )
+    return "" if name in asked.get(place, (name,)) and narrow and few else SLOWLY
