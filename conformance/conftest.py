@@ -1,8 +1,12 @@
-"""Prints, at the end of a run, how much of its budget each loss has used on each route."""
+"""The level of a run, and at its end how much of its budget each loss has used on each route."""
 
 from __future__ import annotations
 
 import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--conformance-level", choices=("quick", "standard", "thorough"), default="quick")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -125,6 +125,9 @@ LOSSES: dict[str, Row] = {
     "sigmoid_cross_entropy": Row(
         polyloss.sigmoid_cross_entropy, _sigmoid(soft=False), garbage={"targets": 7}, item_shape=(3,)
     ),
+    "sigmoid_cross_entropy, fractions": Row(
+        polyloss.sigmoid_cross_entropy, _sigmoid(soft=True), garbage={"targets": 1.5}, item_shape=(3,)
+    ),
     "sigmoid_cross_entropy, soft": Row(
         polyloss.sigmoid_cross_entropy,
         _sigmoid(soft=True),

@@ -113,7 +113,7 @@ def log_softmax_slope(x: Sequence[float], i: int) -> list[Number]:
 def sigmoid_cross_entropy(x: float, t: float, pos_weight: float = 1.0, label_smoothing: float = 0.0) -> Number:
     s, p, e = _sigma(mpf(x)), mpf(pos_weight), mpf(label_smoothing)
     smooth = mpf(t) * (1 - e) + e / 2
-    return -p * smooth * mp.log(s) - (1 - smooth) * mp.log(1 - s)
+    return -p * smooth * mp.log(s) - (1 - smooth) * mp.log(_sigma(-mpf(x)))  # the other class's probability
 
 
 @_precisely
