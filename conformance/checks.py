@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from polyloss.conformance.budget import FLUSHING, Exact
 from polyloss.conformance.engine import Check, Judgement, Task
 from polyloss.conformance.exact import Case, Share, shares
 from polyloss.conformance.exhaustive import exhaustive, exhausts
-from polyloss.conformance.grid import VARIANTS, case, drawn, grid
+from polyloss.conformance.grid import VARIANTS, Call, case, drawn, grid
 from polyloss.conformance.laws import LAWS, Law
 from polyloss.conformance.limits import LIMITS, Limit
 from polyloss.conformance.losses import LOSSES
@@ -61,12 +61,7 @@ def accuracy(task: Task) -> Iterator[Judgement]:
     for variant in VARIANTS[task.function] if not _few(task) else ():
         if variant in ("batch", "axis 0"):
             continue
-        found = smallest(
-            drawn(task.function, task.dtype, variant),
-            lambda call: worst(task, case(task.function, task.dtype, call))[0].used <= 1,
-            examples(task),
-            task.seed,
-        )
+        found = smallest(drawn(task.function, task.dtype, variant), _accurate(task), examples(task), task.seed)
         failure = None
         if found is not None:
             small = case(task.function, task.dtype, found)
@@ -75,6 +70,10 @@ def accuracy(task: Task) -> Iterator[Judgement]:
 
 
 FEW = ("soft of 10", "z of 10", "rows of 10", "smooth", "one feature, 10 candidates", "a flat row of 1000")
+
+
+def _accurate(task: Task) -> Callable[[Call], bool]:
+    return lambda call: worst(task, case(task.function, task.dtype, call))[0].used <= 1
 
 
 def cases_of(task: Task) -> Iterator[tuple[str, Case]]:
@@ -101,12 +100,7 @@ def _inaccurate(task: Task, name: str, one: Case, share: Share, way: str) -> Fai
     variant = next((v for v in VARIANTS[task.function] if name.startswith(v)), VARIANTS[task.function][0])
     if not _few(task):
         for n, k in ((1, 2), (1, 3), (2, 3)):
-            found = smallest(
-                drawn(task.function, task.dtype, variant, n, k),
-                lambda call: worst(task, case(task.function, task.dtype, call))[0].used <= 1,
-                60,
-                task.seed,
-            )
+            found = smallest(drawn(task.function, task.dtype, variant, n, k), _accurate(task), 60, task.seed)
             if found is not None:
                 small = case(task.function, task.dtype, found)
                 return _described(task, name, small, *worst(task, small))
@@ -187,10 +181,8 @@ def lawful(law: Law, task: Task) -> Iterator[Judgement]:
         if law.once or count == 1:
             yield _obeyed(law, subject, name, Draw(task.seed, max(3, row.fewest)), task)
             continue
-        found = smallest(
-            draws(sizes, row.fewest), lambda draw, subject=subject: law.run(subject, draw), count, task.seed
-        )
-        failure = None if found is None else _obeyed(law, subject, name, found, task).failure
+        draw = smallest(draws(sizes, row.fewest), functools.partial(law.run, subject), count, task.seed)
+        failure = None if draw is None else _obeyed(law, subject, name, draw, task).failure
         yield Judgement(None, failure, count)
 
 
@@ -256,16 +248,19 @@ def _agreed(task: Task, other: Route, name: str, one: Case, got: Any, expected: 
                 numbers = repr(np.ravel(theirs)[at]), repr(np.ravel(mine)[at])
                 return Judgement(None, Failure(law, where, f"grid case {name!r}", line, *numbers))
         return Judgement(0.0)
-    known = [None if x is None else Exact.of(x.astype(np.float64)) for x in expected]
-    between = dataclasses.replace(one, items=known[0], gradient=known[1])
-    pulled = got[1] if known[1] is not None else None
+    value, gradient = expected
+    between = dataclasses.replace(one, items=Exact.of(value.astype(np.float64)))
+    pulled = None if gradient is None else got[1]
+    if gradient is not None:
+        between = dataclasses.replace(between, gradient=Exact.of(gradient.astype(np.float64)))
     flushing = next((name for name in (route.library, other.library) if name in FLUSHING), route.library)
     found = max(shares(between, flushing, got[0], pulled), key=lambda share: share.used)
     failure = None
     if not found.used <= 2:
         law = "every pair of libraries is within twice the budget"
-        numbers = repr(found.expected), repr(found.got), found.ulps, 2 * found.budget
-        failure = Failure(law, f"{where}: the {found.of} at {found.at}", f"grid case {name!r}", line, *numbers)
+        place = f"{where}: the {found.of} at {found.at}"
+        both = repr(found.expected), repr(found.got)
+        failure = Failure(law, place, f"grid case {name!r}", line, *both, found.ulps, 2 * found.budget)
     return Judgement(found.used / 2, failure)
 
 

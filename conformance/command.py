@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -28,7 +29,7 @@ SHOWN = 10  # failures
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    many = {"action": "append", "metavar": "NAME"}
+    many: Any = {"action": "append", "metavar": "NAME"}
     parser.add_argument("--library", **many, help="only this array library; may be repeated, * stands for any text")
     parser.add_argument("--loss", **many, help="only this loss or transform")
     parser.add_argument("--dtype", **many, help=f"only this dtype: {', '.join(DTYPES)}")

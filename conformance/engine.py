@@ -13,7 +13,7 @@ import fnmatch
 import multiprocessing
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -150,7 +150,7 @@ def run(task: Task, *, fail_fast: bool = False) -> Cell:
     return cell("failed" if failures else "passed")
 
 
-def _run_all(tasks: Sequence[Task], jobs: int, fail_fast: bool) -> Iterator[Cell]:
+def _run_all(tasks: Sequence[Task], jobs: int, fail_fast: bool) -> Generator[Cell, None, None]:
     """All cells; with two jobs those of routes that compile come from a second process, as they are done."""
     beside = [i for i, task in enumerate(tasks) if jobs > 1 and task.route.compiles and not task.route.missing]
     if not beside or len(beside) == len(tasks):

@@ -150,7 +150,7 @@ def probabilities(dtype: str) -> np.ndarray:
     lost = 10.0 ** -rng.uniform(0, 6, 50)
     p = np.concatenate([rng.random(50), 10.0 ** -rng.uniform(0, 30, 50), 1 - lost])
     top = 1 - (2.0 ** -(HALF[dtype][0] + 1) if dtype in HALF else float(np.finfo(dtype).epsneg))
-    return np.clip(p, 2.0**-14 if dtype == "float16" else 0.0, top)
+    return np.asarray(np.clip(p, 2.0**-14 if dtype == "float16" else 0.0, top))
 
 
 def distributions(x: np.ndarray, dtype: str) -> np.ndarray:

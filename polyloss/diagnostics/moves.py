@@ -66,7 +66,7 @@ class Items:
             self.labels = self.targets > 0.5
 
     def divisor(self, count: int) -> float:
-        return float(self._divisor)  # type: ignore[arg-type] # a number, where items are summed
+        return float(self._divisor)  # a number, where items are summed
 
     def pieces(self, before: np.ndarray, after: np.ndarray) -> Iterator[Piece]:
         losses = [self.loss(x, self.targets, reduction="none", **self.options) for x in (before, after)]
