@@ -1,0 +1,155 @@
+"""The engine of conformance: what it selects, what it says of a failure, and the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import polyloss
+from polyloss.__main__ import main
+from polyloss.conformance import check, oracle, reproduce
+from polyloss.conformance.exhaustive import exhaustive, exhausts
+from polyloss.conformance.grid import VARIANTS, grid
+from polyloss.conformance.laws import LAWS
+from polyloss.conformance.report import Report
+from polyloss.conformance.search import smallest
+
+ONE: dict[str, Any] = {"loss": "sigmoid", "dtype": "float32", "path": "generic", "only": "accuracy", "level": "quick"}
+
+
+def test_what_is_right_conforms() -> None:
+    report = check("numpy", **ONE)
+    assert report.conforms
+    assert [cell.status for cell in report.cells] == ["passed"]
+    assert 0 < report.cells[0].share < 1
+
+
+def test_a_failure_has_the_smallest_input_and_a_line_that_reproduces_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = polyloss.sigmoid
+    monkeypatch.setattr(polyloss, "sigmoid", lambda x: right(x) * np.asarray(1 + 1e-4, x.dtype))
+    report = check("numpy", **ONE)
+    assert not report.conforms
+    failure = report.failed[0].failures[0]
+    assert failure.input == "[0.0]"
+    assert failure.expected == "0.5"
+    assert failure.ulps is not None and failure.budget is not None and failure.ulps > 100 > failure.budget
+    names: dict[str, Any] = {}
+    exec(failure.reproduce.replace("; reproduce", "; share = reproduce"), names)
+    assert names["share"] > 1
+    assert "oracle 0.5" in capsys.readouterr().out
+
+
+def test_an_exception_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(x: Any) -> Any:
+        raise RuntimeError("a driver is missing")
+
+    monkeypatch.setattr(polyloss, "sigmoid", broken)
+    (failed,) = check("numpy", **ONE).failed
+    assert "a driver is missing" in failed.failures[0].got
+
+
+def test_a_law_that_does_not_hold_is_reproduced(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    def never(subject: Any, draw: Any) -> None:
+        assert draw.n < 3, "three is too many"
+
+    monkeypatch.setitem(LAWS, "shift", replace(LAWS["shift"], run=never))
+    from polyloss.conformance import obey
+
+    with pytest.raises(AssertionError, match="three is too many"):
+        obey("shift", "softmax_cross_entropy", "numpy", "generic", "float32", n=3)
+
+
+def test_what_is_not_here_is_not_run_and_never_passed() -> None:
+    report = check("cupy", loss="bpr", dtype="float32", only="accuracy", level="quick")
+    if report.counts["passed"]:
+        pytest.skip("there is a GPU")
+    assert {cell.status for cell in report.cells} == {"not run"}
+    assert all(cell.reason for cell in report.cells)
+    assert not report.conforms
+
+
+@pytest.mark.parametrize("name", ["backend", "loss", "dtype", "device", "path", "only", "level"])
+def test_an_unknown_name_is_an_error_that_lists_the_known_ones(name: str) -> None:
+    with pytest.raises(ValueError, match=r"must be one of .*got 'spinach'"):
+        check(**{name: "spinach"})
+
+
+def test_two_processes_find_what_one_finds() -> None:
+    pytest.importorskip("jax")
+    options: dict[str, Any] = {"loss": "bpr", "dtype": "float32", "only": ["accuracy", "mask"], "level": "quick"}
+    found = [check(["numpy", "jax"], **options, jobs=jobs).cells for jobs in (1, 2)]
+    assert [len(cells) for cells in found] == [len(found[0])] * 2
+    keys = [{(c.check, c.library, c.path, c.device): (c.status, c.share) for c in cells} for cells in found]
+    assert keys[0] == keys[1]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_the_truth_of_exhaustive_runs_is_the_oracles(dtype: str) -> None:
+    for function in VARIANTS:
+        if exhausts(function, dtype):
+            continue
+        for _, case in exhaustive(function, dtype):
+            value, slope = oracle.FORMULAS[function]
+            for i in np.linspace(0, len(case.arrays[0]) - 1, 40, dtype=int):
+                given = [float(x[i]) for x in case.arrays]
+                if len(given) == 2 and function in ("bpr", "pairwise_hinge"):
+                    lead = case.arrays[0][i] - case.arrays[1][i]
+                    given = [float(lead if function == "bpr" else np.float32(1) - lead)]
+                if abs(given[0]) < 800:  # beyond, the oracle has too few digits
+                    np.testing.assert_allclose(case.items.high[i], float(value(*given)), 1e-14, 1e-300)
+                    np.testing.assert_allclose(case.gradient.high[i], float(slope(*given)), 1e-14, 1e-300)
+
+
+def test_the_grid_has_every_kind_of_hard_number() -> None:
+    case = grid("softmax_cross_entropy", "float32", "quick")["hard of 10"]
+    x = case.arrays[0]
+    assert np.finfo(np.float32).max in x
+    assert np.any((x != 0) & (np.abs(x) < np.finfo(np.float32).tiny))  # subnormal
+    assert np.any(np.signbit(x) & (x == 0))
+    assert np.any(np.sort(x, axis=1)[:, -1] == np.sort(x, axis=1)[:, -2])  # ties
+
+
+def test_the_smallest_input_is_found() -> None:
+    from hypothesis import strategies as st
+
+    assert smallest(st.integers(0, 10**6), lambda n: n < 1234, 200, 0) == 1234
+    assert smallest(st.integers(0, 10), lambda n: n < 11, 50, 0) is None
+
+
+def test_the_command_saves_the_report_and_says_how_it_ended(tmp_path: Path) -> None:
+    files = tmp_path / "report.json", tmp_path / "report.html"
+    few = ["--library", "numpy", "--check", "limits", "--quick", "--json", str(files[0]), "--html", str(files[1])]
+    assert main(["conformance", *few]) == 0
+    assert Report.from_json(files[0].read_text()).conforms
+    assert json.loads(files[0].read_text())["conforms"]
+    assert "<html" in files[1].read_text()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--library", "spinach"], ["--check", "nothing"], ["--json", "no/such/folder/report.json", "--check", "limits"]],
+)
+def test_the_command_refuses_what_it_does_not_know(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["conformance", "--quick", *arguments]) == 2
+    assert "polyloss conformance: " in capsys.readouterr().err
+
+
+def test_the_command_fails_if_a_cell_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    right = polyloss.sigmoid
+    monkeypatch.setattr(polyloss, "sigmoid", lambda x: right(x) * 2)
+    few = ["--library", "numpy", "--loss", "sigmoid", "--check", "accuracy", "--quick", "--fail-fast"]
+    assert main(["conformance", *few]) == 1
+    assert "reproduce(" in capsys.readouterr().out
+
+
+def test_a_case_of_the_grid_is_judged_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert reproduce("bpr", "numpy", "generic", "float32", case="pairs", level="quick") <= 1
+    assert "budget 6" in capsys.readouterr().out
