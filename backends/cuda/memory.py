@@ -33,12 +33,12 @@ class _Cuda:
 
     def transform(self, name: str, library: Library, x: Array) -> Array | None:
         kind = library.stored(x)
-        if kind not in FLOATS or 0 in x.shape or library.differentiates(x) or x.shape[-1:] > (1 << 24,):
+        rows = name in ("softmax", "log_softmax", "logsumexp")
+        if kind not in FLOATS or 0 in x.shape or library.differentiates(x) or (rows and x.shape[-1] > 1 << 24):
             return None
         queue = library.queue(x)
         if missing(queue[0]):
             return None
-        rows = name in ("softmax", "log_softmax", "logsumexp")
         x = x if library.is_contiguous(x) else library.contiguous(x)
         out = library.empty(x.shape[:-1] if name == "logsumexp" else x.shape, x.dtype, x)
         x_at, out_at = library.address(x), library.address(out)

@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     if options.dry_run:  # before anything of the kernels is imported
         os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or JAX takes most of the memory for itself
     from benchmarks.gpu import report
     from benchmarks.gpu.contestants import contestants, release
     from benchmarks.gpu.correctness import Check, checks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -32,7 +33,9 @@ def sanitized(devices: list[Device], dry: bool) -> Iterator[Check]:
             start = time.perf_counter()
             command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", __name__, library]
             try:
-                done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+                # Out of bounds is seen where each array is an allocation of its own.
+                env = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+                done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=env)
             except subprocess.TimeoutExpired:
                 yield Check(name, "NOT RUN: it took more than 180 s", time.perf_counter() - start)
                 continue
@@ -47,11 +50,15 @@ def main(library: str) -> None:
     import polyloss
     from benchmarks.gpu.libraries import devices
 
+    if library == "cupy":
+        import cupy
+
+        cupy.cuda.set_allocator(None)
     device = next(d for d in devices(dry=False) if d.name == library)
     rng = np.random.default_rng(0)
     both = polyloss.value_and_grad(polyloss.softmax_cross_entropy)
     for dtype in ("float32", "float64", "float16"):
-        for rows, classes in ((5, 3), (5, 100), (5, 333), (5, 1500), (3, 20_001), (70, 20_001), (70, 70_003)):
+        for rows, classes in ((5, 3), (5, 100), (5, 333), (5, 1500), (3, 20_001), (70, 20_001), (70, 80_003)):
             if classes > 50_000 and dtype != "float16":
                 continue
             x, y = rng.standard_normal((rows, classes)).astype(dtype), rng.integers(-1, classes + 1, rows)
