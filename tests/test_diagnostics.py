@@ -381,3 +381,11 @@ except ModuleNotFoundError as error:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[0] == "0.5"
     assert "array-polyloss[plot]" in done.stdout
+
+
+def test_a_confident_query_has_shares_too() -> None:
+    logits = np.array([[20.0, 1.0, 0.0], [1.0, 0.0, 0.5]])
+    found = negative_shares(polyloss.softmax_cross_entropy, logits, np.array([0, 0]), temperatures=[0.02, 1.0])
+    assert np.all(np.isfinite(found.shares))
+    np.testing.assert_allclose(found.shares.sum(axis=-1), 1)
+    np.testing.assert_allclose(found.shares[1, 0, 1:], polyloss.softmax(logits[0, 1:]))

@@ -16,6 +16,7 @@ from polyloss.gradients import grad
 from polyloss.inputs import Call, number
 from polyloss.ranking import pairwise_hinge
 from polyloss.retrieval import info_nce, scores_of
+from polyloss.transforms import softmax
 from polyloss.vectors import norm
 
 __all__ = ["ActivePairs", "NegativeShares", "active_pairs", "negative_shares"]
@@ -129,8 +130,10 @@ def negative_shares(
         found = np.where(positive, 0, gradient).reshape(-1, scores.shape[-1])
         pull = np.sum(found, axis=-1)
         pulls.append(pull)
-        with np.errstate(invalid="ignore"):  # no negative at all
-            shares.append(found / pull[:, None])
+        # A softmax of the negatives alone, which is a number also where the pull of a confident query is none.
+        negative = ~positive if mask is None else ~positive & np.asarray(mask, bool)
+        share = softmax(scores.astype(np.float64) / t, where=negative)
+        shares.append(np.asarray(share).reshape(found.shape))
     return NegativeShares(tuple(given), np.stack(shares), np.stack(pulls))
 
 
