@@ -251,19 +251,23 @@ class _KernelRule(torch.autograd.Function):  # type: ignore[misc]
 
 
 def _differentiable(work: Work, formula: Callable[..., Array], cotangent: Array, arrays: tuple[Any, ...]) -> Array:
-    """The gradient in the predictions, to be differentiated again."""
+    """The gradient in the predictions, to be differentiated again.
+
+    The cotangent may depend on the predictions, as that of the square of a loss does: it is a factor of the gradient,
+    and the gradient is not one of it.
+    """
     items = formula(*arrays)
     if work.weights is not None:
         items = items * work.weights
     if work.keep is not None:
         items = torch.where(work.keep, items, 0)
-    total = torch.sum(cotangent * items)
+    result = items if work.divisor is None else torch.sum(items)
     if isinstance(work.divisor, torch.Tensor):
         some = work.divisor != 0
-        total = torch.where(some, total / torch.where(some, work.divisor, 1), total * 0)
+        result = torch.where(some, result / torch.where(some, work.divisor, 1), result * 0)
     elif work.divisor is not None:
-        total = total / work.divisor if work.divisor else total * 0
-    (gradient,) = torch.autograd.grad(total, arrays[0], create_graph=True)
+        result = result / work.divisor if work.divisor else result * 0
+    (gradient,) = torch.autograd.grad(result, arrays[0], cotangent, create_graph=True)
     return gradient
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from polyloss.conformance import special_laws
+from polyloss.conformance import special_laws, torch_laws  # noqa: F401 they put their laws into the table
 from polyloss.conformance.budget import FLUSHING, Exact
-from polyloss.conformance.engine import Check, Judgement, Task
+from polyloss.conformance.engine import Check, Judgement, Task, command_of
 from polyloss.conformance.exact import Case, Share, shares
 from polyloss.conformance.exhaustive import exhaustive, exhausts
 from polyloss.conformance.grid import VARIANTS, Call, case, drawn, grid
@@ -25,9 +25,6 @@ from polyloss.conformance.search import examples, smallest
 from polyloss.conformance.subject import Draw, Subject
 
 __all__ = ["CHECKS"]
-
-assert special_laws
-
 
 # Accuracy.
 
@@ -136,10 +133,9 @@ def limits(task: Task) -> Iterator[Judgement]:
         for way in task.route.ways:
             if way != "func" or limit.plain:
                 wrong = _off_limit(task, limit, way)
-                line = f"from polyloss.conformance import LIMITS; print(LIMITS[{name!r}])"
                 arguments = ", ".join(map(str, limit.arguments))
                 where = f"{task.route}, {task.dtype}, {name}, by {way}"
-                yield Judgement(None, wrong and Failure("limits are taken", where, arguments, line, *wrong))
+                yield Judgement(None, wrong and Failure("limits are taken", where, arguments, command_of(task), *wrong))
 
 
 def _off_limit(task: Task, limit: Limit, way: str) -> Any:
@@ -235,11 +231,7 @@ def agreement(task: Task) -> Iterator[Judgement]:
 
 def _agreed(task: Task, other: Route, name: str, one: Case, got: Any, expected: Any, equal: bool) -> Judgement:
     where = f"{task.route} and {other}, {task.dtype}, {name}"
-    route = task.route
-    line = (
-        f"polyloss conformance --library {route.library} --path {route.path} --loss {task.function} "
-        f"--dtype {task.dtype} --check agreement --{task.level}"
-    )
+    route, line = task.route, command_of(task)
     if equal:
         for mine, theirs in zip(got, expected):
             if not np.array_equal(mine, theirs, equal_nan=True):

@@ -24,7 +24,7 @@ from polyloss.conformance.grid import VARIANTS
 from polyloss.conformance.report import Cell, Failure, Report, Status
 from polyloss.conformance.routes import DTYPES, PATHS, Route, routes
 
-__all__ = ["LEVELS", "Check", "Judgement", "Task", "cells", "check", "checks", "run"]
+__all__ = ["LEVELS", "Check", "Judgement", "Task", "cells", "check", "checks", "command_of", "run"]
 
 Level: TypeAlias = Literal["quick", "standard", "thorough"]
 LEVELS: tuple[Level, ...] = ("quick", "standard", "thorough")
@@ -205,11 +205,12 @@ def _judged(task: Task) -> Iterator[Judgement]:
         yield from task.check.judge(task)
     except Exception as error:
         message = f"{type(error).__name__}: {error}"
-        line = _command(task)
+        line = command_of(task)
         yield Judgement(failure=Failure(task.check.summary, "an exception", "", line, "a number", message))
 
 
-def _command(task: Task) -> str:
+def command_of(task: Task) -> str:
+    """The command that runs this cell alone."""
     route = task.route
     return (
         f"polyloss conformance --library {route.library} --path {route.path} --loss {task.function} "

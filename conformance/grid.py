@@ -7,7 +7,7 @@ numbers, signed zeros, soft targets with zeros, duplicates. What has no finite a
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,20 +17,19 @@ from polyloss.conformance.budget import HALF
 from polyloss.conformance.exact import LINES, ROWS, TEMPERATURE, Case, exact_case
 from polyloss.conformance.routes import rounded
 
-__all__ = ["GAPS", "VARIANTS", "Grid", "case", "drawn", "grid"]
+__all__ = ["GAPS", "SIZES", "VARIANTS", "case", "drawn", "grid"]
 
 GAPS = (0.0, 1e-3, 0.5, 3.0, 10.0, 20.0, 40.0, 60.0, 80.0, 100.0)
 
 Call = tuple[tuple[np.ndarray, ...], dict[str, Any]]
 
 
-class Grid:
-    """How many classes the rows of each level have."""
-
-    quick = (1, 2, 10)
-    standard = (1, 2, 3, 10, 33, 1000)
-    thorough = (1, 2, 3, 10, 32, 33, 257, 1000, 4097, 128_000)
-
+SIZES = {
+    "quick": (1, 2, 10),
+    "standard": (1, 2, 3, 10, 33, 1000),
+    "thorough": (1, 2, 3, 10, 32, 33, 257, 1000, 4097, 128_000),
+}
+"""How many classes the rows of each level have."""
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     "softmax_cross_entropy": ("hard", "soft", "smooth", "soft and smooth", "class weights", "z", "axis 0", "batch"),
@@ -165,7 +164,10 @@ def calls(function: str, dtype: str, sizes: tuple[int, ...]) -> Iterator[tuple[s
     """The hard calls of a function, by name; their numbers are not rounded yet."""
     for variant in VARIANTS[function]:
         if function == "softmax_cross_entropy":
-            for k in (*sizes, *((65,) if variant in ("hard", "soft") and max(sizes) <= 10 else ())):
+            for k in (
+                *sizes,
+                *((65,) if variant in ("hard", "soft") and max(sizes) <= 10 else ()),
+            ):  # a loop's remainder
                 if variant not in ("hard", "axis 0") and (k == 1 or k > 1000):
                     continue
                 if variant == "batch":  # enough rows for several threads, few enough for the oracle
@@ -226,7 +228,7 @@ def case(function: str, dtype: str, call: Call) -> Case:
 @functools.cache
 def grid(function: str, dtype: str, level: str) -> dict[str, Case]:
     """The hard cases of a function, by name."""
-    return {name: case(function, dtype, call) for name, call in calls(function, dtype, getattr(Grid, level))}
+    return {name: case(function, dtype, call) for name, call in calls(function, dtype, SIZES[level])}
 
 
 # Drawn numbers: of a fixed shape, so that a compiler compiles once.
@@ -274,6 +276,3 @@ def drawn(function: str, dtype: str, variant: str, n: int = 2, k: int = 3) -> st
     if function in LINES:
         return _array(dtype, n).map(lambda x: ((x,), {}))
     return st.tuples(wide, st.integers(0, k - 1)).map(lambda pair: ((pair[0],), {"entry": pair[1]}))
-
-
-Draw = Callable[..., st.SearchStrategy[Call]]

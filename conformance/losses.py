@@ -152,7 +152,7 @@ LOSSES: dict[str, Row] = {
         frozenset({"class_weights"}),
     ),
     "softmax_cross_entropy, axis 1": Row(
-        polyloss.softmax_cross_entropy, _softmax(False, 2), {"axis": 1}, {"targets": 4}, item_shape=(2,)
+        polyloss.softmax_cross_entropy, _softmax(False, 2, 3), {"axis": 1}, {"targets": 4}, item_shape=(2, 3)
     ),
     "softmax_cross_entropy, class mask": Row(
         polyloss.softmax_cross_entropy,

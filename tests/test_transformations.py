@@ -6,6 +6,7 @@ import functools
 import pickle
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -156,3 +157,23 @@ def test_what_dask_cannot_take_is_an_error() -> None:
     x = da.from_array(np.arange(6.0))[:, None]
     with pytest.raises(ValueError, match=r"queries has a size that is not known yet.*compute_chunk_sizes"):
         polyloss.info_nce(x[x[:, 0] > 2], x[x[:, 0] > 2])
+
+
+@pytest.mark.parametrize("n", [4, 9000])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_torch_differentiates_a_curved_function_of_a_loss_twice(n: int, reduction: str) -> None:
+    """Its cotangent depends on the logits too, and counted twice: the Hessian of the square of a loss was wrong."""
+    torch = pytest.importorskip("torch")
+    generator = torch.Generator().manual_seed(0)
+    x, v = torch.randn(2, n, 3, dtype=torch.float64, generator=generator)
+    y = torch.randint(0, 3, (n,), generator=generator)
+    x.requires_grad_()
+
+    def curvature(loss: Any) -> Any:
+        value = torch.sum(loss(x, y, reduction=reduction) ** 2)
+        (gradient,) = torch.autograd.grad(value, x, create_graph=True)
+        return torch.autograd.grad(torch.sum(gradient * v), x)[0]
+
+    torch.testing.assert_close(
+        curvature(polyloss.softmax_cross_entropy), curvature(torch.nn.functional.cross_entropy), rtol=1e-9, atol=1e-12
+    )

@@ -87,8 +87,8 @@ TORCH = (
     Fault(
         "second-derivative-without-the-cotangent's",
         "backends/torch.py",
-        "total = torch.sum(cotangent * items)",
-        "total = torch.sum(cotangent.detach() * items)",
+        "torch.autograd.grad(result, arrays[0], cotangent, create_graph=True)",
+        "torch.autograd.grad(result, arrays[0], cotangent.detach(), create_graph=True)",
         ("torch",),
     ),
     Fault(
