@@ -292,8 +292,10 @@ def again(subject: Subject, draw: Draw) -> None:
     n = max(draw.n, 2)
     row, rng = subject.row, draw.rng
     formula = subject.on(Route("numpy", "generic"))
-    halved = {name: x / 2 for name, x in row.options.items() if isinstance(x, float)}
-    plain: list[dict[str, Any]] = [{}, halved, {"reduction": "sum"}, {"denominator": 3.0}, {"denominator": 7.0}]
+    plain: list[dict[str, Any]] = [{}, {"reduction": "sum"}, {"denominator": 3.0}, {"denominator": 7.0}]
+    for name, parameter in inspect.signature(row.loss).parameters.items():
+        if isinstance(parameter.default, float):
+            plain += [{name: 0.25}, {name: 0.125}]
     for seed, count in ((draw.seed, n), (draw.seed + 1, n), (draw.seed + 2, n + 1)):
         arguments = subject.draw(Draw(seed, count, draw.magnitude))
         weighted = {"weights": rng.random(count) + 0.1, "where": rng.permutation(count) != 0}
