@@ -178,7 +178,7 @@ def f1(
     per_label = choice("average", average, AVERAGES) not in ("binary", "micro")
     if per_label and sample.x.ndim == 0:
         raise ValueError(f"scores must have labels on the last axis for average={average!r}, got shape ()")
-    xp, said = call.xp, sample.wide(sample.x) > limit
+    xp, said = call.xp, sample.above(limit)
     axes = tuple(range(sample.x.ndim - 1)) if per_label else None
     both, true, claimed = (xp.sum(sample.wide(sample.counts(x)), axis=axes) for x in (yes & said, yes, said))
     score = ratio(call, 2 * both, true + claimed)

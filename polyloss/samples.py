@@ -116,6 +116,18 @@ class Sample:
         r = self._clean(self.wide(r))
         return call.valid("relevance", r, r < 0, "at least 0")
 
+    def above(self, limit: float) -> Array:
+        """Which scores are above it. Signed integers are not rounded, and floating scores meet it in their own dtype."""
+        xp, x = self.call.xp, self.x
+        if xp.isdtype(x.dtype, "real floating"):
+            return x > limit
+        if not xp.isdtype(x.dtype, "signed integer"):  # those without a sign lack comparisons in torch
+            return self.wide(x) > limit
+        info, whole = xp.iinfo(x.dtype), math.floor(limit)
+        if whole < info.min:
+            return xp.ones_like(x, dtype=xp.bool)
+        return xp.zeros_like(x, dtype=xp.bool) if whole >= info.max else x > whole
+
     def counts(self, which: Array) -> Array:
         """What these items weigh, the others 0: booleans where nothing weighs."""
         which = self._kept(which)

@@ -407,3 +407,13 @@ def test_where_no_value_can_be_seen_a_bad_target_makes_nan(name: str) -> None:
     with pytest.raises(ValueError, match=r"\(4,\)"):
         metric(x, y)
     assert np.isnan(jax.jit(metric)(x.astype("f"), y))
+
+
+@pytest.mark.parametrize("library", installed())
+def test_f1_compares_scores_in_their_own_dtype(library: str) -> None:
+    large = np.array([2**24 + 1, 0], np.int32)
+    for scores, threshold in ((large, 2**24), (np.array([0.9, 0.1], np.float32), 0.1), (large, -1e30), (large, 1e30)):
+        expected = polyloss.f1(scores > np.asarray(threshold, scores.dtype if abs(threshold) < 1e9 else "d"),
+                               np.array([1, 0]), threshold=0)  # fmt: skip
+        got = polyloss.f1(from_numpy(library, scores), from_numpy(library, np.array([1, 0])), threshold=threshold)
+        np.testing.assert_allclose(float(to_numpy(got)), float(expected), rtol=1e-6)
