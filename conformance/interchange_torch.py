@@ -455,7 +455,8 @@ def channels_last(loss: Any, x: Any, rest: Any) -> Found:
     others = {key: a if axes[key] is None else image(a) for key, a in rest.items()}
     found = dict(backward_of(loss, pixels, others))
     yield "value", found["value"]
-    yield "gradient", found["gradient"].sum(tuple(range(axis, axis + more)))
+    gradient = found["gradient"]
+    yield "gradient", gradient.sum(tuple(range(axis, axis + more))) if more else gradient  # torch sums () over all axes
 
 
 @transformation("pickled functools.partial")

@@ -117,7 +117,7 @@ class Sample:
         return call.valid("relevance", r, r < 0, "at least 0")
 
     def above(self, limit: float) -> Array:
-        """Which scores are above it. Signed integers are not rounded, and floating scores meet it in their own dtype."""
+        """Which scores are above it, without rounding a signed integer; floating scores meet it in their own dtype."""
         xp, x = self.call.xp, self.x
         if xp.isdtype(x.dtype, "real floating"):
             return x > limit
