@@ -116,7 +116,7 @@ class Replays(dict[tuple[Any, ...], Replay | Whole | None]):
         self, key: tuple[Any, ...], loss: Loss, args: tuple[Any, ...], kwargs: dict[str, Any], gradients: Any = None
     ) -> None:
         """Remembers a call that went the long way, and gave these gradients."""
-        if key not in self:
+        if key not in self and not dispatch.is_generic():  # there it says nothing about the next call
             self._keep(key, self._replay(loss, args, kwargs, gradients))
 
     def _whole(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Whole | None:

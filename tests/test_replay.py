@@ -65,6 +65,27 @@ def test_a_replay_has_the_bits_of_a_first_call(options: dict[str, Any], replayed
             same(compute(layout, targets, **options), fresh(loss, layout, targets, **options))
 
 
+def test_a_first_call_by_the_formula_does_not_keep_the_next_from_being_replayed(replayed: list[Any]) -> None:
+    compute = polyloss.value_and_grad(polyloss.softmax_cross_entropy)
+    with generic():
+        compute(X, Y)
+    compute(X, Y)
+    assert replayed == []
+    compute(X, Y)
+    assert len(replayed) == 1
+
+
+def test_a_first_call_by_the_formula_does_not_keep_jax_from_compiling_the_next_as_a_whole(replayed: list[Any]) -> None:
+    jnp = pytest.importorskip("jax.numpy")
+    known = inspect.getclosurevars(polyloss.softmax_cross_entropy).nonlocals["replays"]
+    x, y = jnp.asarray(X), jnp.asarray(Y)
+    with generic():
+        polyloss.softmax_cross_entropy(x, y)
+    assert not known
+    polyloss.softmax_cross_entropy(x, y)
+    assert [type(one) for one in known.values()] == [replay.Whole]
+
+
 def test_an_invalid_target_is_named_in_a_replay_too(replayed: list[Any]) -> None:
     compute = polyloss.value_and_grad(polyloss.softmax_cross_entropy)
     compute(X, Y)
