@@ -18,7 +18,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from polyloss import dispatch
-from polyloss.backends import Array, Gradients, Library, Primitive, Wanted
+from polyloss.backends import Array, Gradients, Library, Primitive, Wanted, jax_labels
 
 __all__ = ["LIBRARY"]
 
@@ -132,13 +132,16 @@ class Jax(Library):
         return found
 
 
-def _by_kernel(primitive: Primitive, *arrays: Array | None) -> Any:
-    """The module of kernels, where one takes this."""
+def _faster(primitive: Primitive, *arrays: Array | None) -> Any:
+    """The module that computes this faster than the formula: the kernels, or what XLA compiles well."""
     try:
         from polyloss.backends import jax_kernels
     except ImportError:  # llvmlite does not exist for every platform
-        return None
-    return jax_kernels if jax_kernels.take(primitive, *arrays) else None
+        pass
+    else:
+        if jax_kernels.take(primitive, *arrays):
+            return jax_kernels
+    return jax_labels if jax_labels.take(primitive, *arrays) else None
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -163,8 +166,8 @@ _items.defjvp(_tangent, symbolic_zeros=True)
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _compiled(primitive: Primitive, generic: bool, *arrays: Array | None) -> Array:
-    if (kernels := _by_kernel(primitive, *arrays)) is not None:
-        return kernels.items(LIBRARY, primitive, *arrays)
+    if (module := _faster(primitive, *arrays)) is not None:
+        return module.items(LIBRARY, primitive, *arrays)
     return _items(primitive, *arrays)
 
 
@@ -172,8 +175,8 @@ def _compiled(primitive: Primitive, generic: bool, *arrays: Array | None) -> Arr
 def _compiled_vjp(
     primitive: Primitive, wanted: Wanted, generic: bool, cotangent: Array, *arrays: Array | None
 ) -> tuple[Array, Gradients]:
-    if wanted[0] and not any(wanted[1:]) and (kernels := _by_kernel(primitive, *arrays)) is not None:
-        items, gradient = kernels.items_and_slopes(LIBRARY, primitive, cotangent, *arrays)
+    if wanted[0] and not any(wanted[1:]) and (module := _faster(primitive, *arrays)) is not None:
+        items, gradient = module.items_and_slopes(LIBRARY, primitive, cotangent, *arrays)
         return items, (gradient, *[None] * (len(arrays) - 1))
     return Library.value_and_vjp(LIBRARY, primitive, cotangent, wanted, *arrays)
 
