@@ -9,10 +9,12 @@ backward is itself differentiable. ``torch.compile`` gets the kernels as custom 
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import array_api_compat.torch
@@ -299,7 +301,7 @@ def _items_op(primitive: Primitive, x: Array, *others: Array | None) -> Array:
     kind = type(primitive)
     options = [float(getattr(primitive, name)) for name in kind.__dataclass_fields__]  # type: ignore[attr-defined]
     t, a, b = (*others, None, None, None)[:3]
-    return torch.ops.polyloss.items(f"{kind.__module__}:{kind.__qualname__}", options, x, t, a, b)[0]
+    return _items(f"{kind.__module__}:{kind.__qualname__}", options, x, t, a, b)[0]
 
 
 def _primitive(name: str, options: Sequence[float]) -> Primitive:
@@ -320,8 +322,12 @@ def _kernel_work(name: str, options: Sequence[float], *arrays: Any) -> tuple[Ker
     return None if kernels is None or not x.numel() else kernels.take(work), work
 
 
+_NAMES = [f"{name}_{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]}" for name in ("items", "slopes")]
+"""Of the operations. torch keeps compiled code on disk, with their derivatives in it, and knows it by their names."""
+
+
 @torch.library.custom_op(  # type: ignore[untyped-decorator]
-    "polyloss::items",
+    f"polyloss::{_NAMES[0]}",
     mutates_args=(),
     schema="(str primitive, float[] options, Tensor x, Tensor? t, Tensor? a, Tensor? b) -> (Tensor, Tensor, Tensor)",
 )
@@ -340,7 +346,7 @@ def _forward_op(name: str, options: Sequence[float], x: Any, t: Any, a: Any, b: 
 
 
 @torch.library.custom_op(  # type: ignore[untyped-decorator]
-    "polyloss::slopes",
+    f"polyloss::{_NAMES[1]}",
     mutates_args=(),
     schema="(str primitive, float[] options, Tensor cotangent, Tensor x, Tensor? t, Tensor? a, Tensor? b, Tensor top,"
     " Tensor others) -> Tensor",
@@ -380,11 +386,12 @@ def _set_up(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
 
 
 def _pull_back(ctx: Any, cotangent: Any, *rest: Any) -> Any:
-    gradient = torch.ops.polyloss.slopes(*ctx.primitive, cotangent, *ctx.saved_tensors)
+    gradient = _slopes(*ctx.primitive, cotangent, *ctx.saved_tensors)
     return None, None, gradient, None, None, None
 
 
 _forward_op.register_autograd(_pull_back, setup_context=_set_up)
+_items, _slopes = (getattr(torch.ops.polyloss, name).default for name in _NAMES)
 
 
 class _MatMul(torch.autograd.Function):  # type: ignore[misc]

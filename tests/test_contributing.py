@@ -1,7 +1,11 @@
-"""The loss that CONTRIBUTING shows is complete: it works in every library, with every reduction, and is right."""
+"""The loss that CONTRIBUTING shows is complete: it works in every library, with every reduction, and is right.
+
+And what mutmut gets is what is tested otherwise.
+"""
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mutate import undecorated
 
 import polyloss
 from polyloss import gradients
@@ -48,3 +53,15 @@ def test_the_guides_loss_is_differentiated_by_torch_and_jax(squared_error: Any) 
     np.testing.assert_array_equal(hessian, [[2.0, 0.0], [0.0, 2.0]])
     with pytest.raises(ValueError, match="targets must have the shape of predictions"):
         squared_error(x, t[:1])
+
+
+def test_the_copy_that_is_mutated_has_the_same_functions_decorated_later() -> None:
+    for file in Path(polyloss.__file__).parent.glob("*.py"):
+        source = file.read_text(encoding="utf-8")
+        before, after = ast.parse(source).body, ast.parse(undecorated(source)).body
+        for node in (node for node in before if isinstance(node, ast.FunctionDef)):
+            decorators, node.decorator_list = node.decorator_list, []
+            place = [ast.unparse(one) for one in after].index(ast.unparse(node))
+            if decorators:
+                (decorator,) = map(ast.unparse, decorators)
+                assert ast.unparse(after[place + 1]) == f"{node.name} = {decorator}({node.name})"

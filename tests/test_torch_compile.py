@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,8 @@ import pytest
 
 import polyloss
 from polyloss import dispatch
+from polyloss.conformance.faults import FAULTS
+from polyloss.conformance.selftest import _Copies
 
 torch = pytest.importorskip("torch")
 from polyloss.backends import torch as backend  # noqa: E402
@@ -92,11 +96,11 @@ def test_torch_accepts_the_operations(name: str) -> None:
     primitive, options, x, *others = OPERATIONS[name]()
     spelled, _ = PRIMITIVES[primitive]
     arguments = (spelled, options, x.requires_grad_(), *others)
-    torch.library.opcheck(torch.ops.polyloss.items.default, arguments)
-    items, top, rest = torch.ops.polyloss.items(*arguments)
+    torch.library.opcheck(backend._items, arguments)
+    items, top, rest = backend._items(*arguments)
     backward = (spelled, options, torch.rand_like(items), x.detach(), *others, top.detach(), rest.detach())
     # Its own derivative is refused, loudly; see below.
-    torch.library.opcheck(torch.ops.polyloss.slopes.default, backward)
+    torch.library.opcheck(backend._slopes, backward)
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -107,7 +111,7 @@ def test_an_operation_is_its_primitive(name: str, kernels: bool, monkeypatch: py
     primitive, options, x, *others = OPERATIONS[name]()
     spelled, _ = PRIMITIVES[primitive]
     one, two = x.clone().requires_grad_(), x.clone().requires_grad_()
-    items = torch.ops.polyloss.items(spelled, options, one, *others)[0]
+    items = backend._items(spelled, options, one, *others)[0]
     formula = backend._primitive(spelled, options)
     expected = formula.differentiable(backend.LIBRARY, two, *others[: 2 if primitive == "softplus" else 3])
     cotangent = torch.rand_like(items)
@@ -216,7 +220,24 @@ def test_a_second_derivative_of_the_operation_is_refused() -> None:
     """torch.compile refuses it by itself; nobody is to get a silent zero."""
     spelled, options, x, *others = ("polyloss.primitives:LseCrossEntropy", [0.0, 0.0], numbers(4, 5), torch.arange(4))
     x.requires_grad_()
-    items = torch.ops.polyloss.items(spelled, options, x, *others, None, None)[0]
+    items = backend._items(spelled, options, x, *others, None, None)[0]
     (gradient,) = torch.autograd.grad(items.sum(), x, create_graph=True)
     with pytest.raises(RuntimeError):
         torch.autograd.grad((gradient**2).sum(), x)
+
+
+COMPILED = """
+import torch, polyloss
+x = torch.linspace(-1, 1, 6400).reshape(64, 100).requires_grad_()
+loss = torch.compile(polyloss.softmax_cross_entropy)
+loss(x, torch.arange(64), reduction="none").backward(torch.full((64,), 3.0))
+print(float(x.grad.abs().sum()))
+"""
+
+
+def test_what_was_compiled_with_another_derivative_is_not_used(tmp_path: Path) -> None:
+    """On disk torch keeps the derivative of an operation with the code that it has compiled."""
+    (fault,) = (fault for fault in FAULTS if fault.name == "compiled-rule-without-the-cotangent")
+    copies = _Copies(tmp_path, [sys.executable, "-c", COMPILED])
+    ours, theirs = (float(copies.run(one, 600)[2].splitlines()[-1]) for one in (None, fault))
+    assert ours == pytest.approx(3 * theirs, rel=1e-5)
