@@ -314,16 +314,14 @@ class _Copies:
     def _environment(self, folder: Path, fault: Fault | None) -> dict[str, str]:
         """Where the copy is found, and where what is compiled of it is kept: shared as far as the fault is not in it.
 
-        The files of kernels are named by a hash of all sources in backends/cpu. torch.compile keeps what it has made of
-        the custom operations in backends/torch.py, and does not see that their derivative has changed.
+        The files of kernels are named by a hash of what they are made of. torch.compile keeps what it has made of the
+        custom operations in backends/torch.py, and does not see that their derivative has changed.
         """
         paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
-        file = "" if fault is None else fault.file
-        kernels = folder if file.startswith("backends/cpu/") else self.place
-        programs = folder if file == "backends/torch.py" else self.place
+        programs = folder if fault is not None and fault.file == "backends/torch.py" else self.place
         return os.environ | {
             "PYTHONPATH": os.pathsep.join(paths),
-            "POLYLOSS_CACHE_DIR": str(kernels / "kernels"),
+            "POLYLOSS_CACHE_DIR": str(self.place / "kernels"),
             "TORCHINDUCTOR_CACHE_DIR": str(programs / "programs"),
         }
 
