@@ -283,6 +283,8 @@ def test_what_a_kernel_is_compiled_from_is_among_its_sources(family: str) -> Non
     held = [value for name in found for value in vars(importlib.import_module(name)).values()]
     of_polyloss = {name for value in held if (name := str(getattr(value, "__module__", ""))).startswith("polyloss")}
     assert of_polyloss <= found | {Unavailable.__module__}
+    for key in ((family, "softplus", "float32"), ("handler", family, "float32", True)):  # no option names a module
+        assert compiled.fingerprint(key) == compiled.fingerprint((family,))
 
 
 def test_other_versions_and_another_processor_change_the_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:

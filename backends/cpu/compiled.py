@@ -152,12 +152,12 @@ def _source(path: Path) -> tuple[bytes, frozenset[str]]:
 
 
 def sources(key: tuple[Any, ...]) -> list[Path]:
-    """The files of this package that a kernel is made of: this one, those that its key names, and what they import."""
+    """The files of this package that a kernel is made of: this one, that of its module, and what they import."""
     found: set[Path] = set()
-    named = {"compiled", *map(str, key)}
+    named = frozenset({"compiled", key[1] if key[0] == "handler" else key[0]})
     while new := {path for path in Path(__file__).parent.glob("*.py") if path.stem in named} - found:
         found |= new
-        named = {name for path in new for name in _source(path)[1]}
+        named = frozenset().union(*(_source(path)[1] for path in new))
     return sorted(found)
 
 
