@@ -306,22 +306,21 @@ class _Copies:
             if fault is not None:
                 fault.plant(folder / "polyloss")
             began = time.monotonic()
-            status, output = self._process(folder, self._environment(folder, fault), timeout)
+            status, output = self._process(folder, self._environment(folder), timeout)
             return status, _cells(folder / RESULT), output, time.monotonic() - began
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _environment(self, folder: Path, fault: Fault | None) -> dict[str, str]:
-        """Where the copy is found, and where what is compiled of it is kept: shared as far as the fault is not in it.
+    def _environment(self, folder: Path) -> dict[str, str]:
+        """Where the copy is found, and where what is compiled of it is kept.
 
-        The files of kernels are named by a hash of all sources in backends/cpu.
+        The files of kernels are named by a hash of what they are made of, and the operations of torch.compile, which
+        keeps programs, by a hash of their source. So all copies share both.
         """
         paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
-        file = "" if fault is None else fault.file
-        kernels = folder if file.startswith("backends/cpu/") else self.place
         return os.environ | {
             "PYTHONPATH": os.pathsep.join(paths),
-            "POLYLOSS_CACHE_DIR": str(kernels / "kernels"),
+            "POLYLOSS_CACHE_DIR": str(self.place / "kernels"),
             "TORCHINDUCTOR_CACHE_DIR": str(self.place / "programs"),
         }
 

@@ -5,6 +5,7 @@ Each test has a cache folder of its own, except the one on what the kernels of t
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 import re
@@ -30,7 +31,7 @@ pytest.importorskip("llvmlite")
 from polyloss.backends import Unavailable
 from polyloss.backends.cpu import compiled
 
-SOURCES = sorted(path.name for path in Path(compiled.__file__).parent.glob("*.py"))
+FAMILIES = ("elements", "lanes", "rows", "soft", "transforms")
 PATIENCE = 120
 
 X, T = np.linspace(-3, 3, 9, dtype=np.float32), np.linspace(0, 1, 9, dtype=np.float32)
@@ -211,22 +212,79 @@ def test_files_and_folder_are_writable_by_their_owner_alone(cache: Path) -> None
 # Nothing stale.
 
 
-def fingerprint() -> str:
-    return compiled.fingerprint.__wrapped__()
+def fingerprint(family: str = "elements") -> str:
+    """As in a new process."""
+    compiled._circumstances.cache_clear()
+    compiled._source.cache_clear()
+    return compiled.fingerprint((family,))
 
 
-@pytest.mark.parametrize("name", SOURCES)
-def test_an_edit_of_any_source_file_changes_the_fingerprint(
+EDITED = {
+    "arithmetic": FAMILIES,
+    "call": (),
+    "compiled": FAMILIES,
+    "elements": ("elements",),
+    "fields": FAMILIES,
+    "handler": FAMILIES,
+    "lanes": ("lanes",),
+    "lse": (),
+    "rows": ("rows", "transforms"),
+    "soft": ("soft",),
+    "softplus": (),
+    "threads": (),
+    "transforms": ("transforms",),
+    "xla": (),
+}
+
+
+@pytest.mark.parametrize("name", EDITED)
+def test_an_edit_changes_the_fingerprint_of_the_kernels_that_are_made_of_it_alone(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     copy = tmp_path / "cpu"
     shutil.copytree(Path(compiled.__file__).parent, copy)
     monkeypatch.setattr(compiled, "__file__", str(copy / "compiled.py"))
-    before = fingerprint()
-    assert fingerprint() == before
-    with (copy / name).open("a") as file:
+    before = {family: fingerprint(family) for family in FAMILIES}
+    assert {family: fingerprint(family) for family in FAMILIES} == before
+    with (copy / f"{name}.py").open("a") as file:
         file.write("#")
-    assert fingerprint() != before
+    assert tuple(family for family in FAMILIES if fingerprint(family) != before[family]) == EDITED[name]
+
+
+def test_an_import_of_any_form_counts_and_so_does_what_it_imports(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(compiled, "__file__", str(tmp_path / "compiled.py"))
+    forms = (
+        "from polyloss.backends.cpu.helper import (\n    exp,\n    log,\n)",
+        "from polyloss.backends.cpu import (\n    other,\n    helper as h,\n)",
+        "import os, polyloss.backends.cpu.helper as h",
+        "from . import helper",
+        "from .helper import exp",
+        "def build():\n    from polyloss.backends.cpu import helper",
+        "if True:\n    from polyloss.backends.cpu \\\n        import helper",
+    )
+    for name in ("compiled", "beside"):
+        (tmp_path / f"{name}.py").touch()
+    for text in (*forms, "import deep", "import kernel"):  # a circle, at last
+        (tmp_path / "kernel.py").write_text(text if text in forms else forms[0])
+        (tmp_path / "helper.py").write_text("" if text in forms else text)
+        (tmp_path / "deep.py").touch()
+        compiled._source.cache_clear()
+        expected = {"compiled", "kernel", "helper", *(["deep"] if text == "import deep" else [])}
+        assert {path.stem for path in compiled.sources(("kernel", "float32", True))} == expected, text
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_kernel_is_compiled_from_is_among_its_sources(family: str) -> None:
+    """Every function that Numba compiles for it, and whatever else of polyloss its modules hold."""
+    package = compiled.__name__.rpartition(".")[0]
+    found = {f"{package}.{path.stem}" for path in compiled.sources((family,))}
+    held = [value for name in found for value in vars(importlib.import_module(name)).values()]
+    of_polyloss = {name for value in held if (name := str(getattr(value, "__module__", ""))).startswith("polyloss")}
+    assert of_polyloss <= found | {Unavailable.__module__}
+    for key in ((family, "softplus", "float32"), ("handler", family, "float32", True)):  # no option names a module
+        assert compiled.fingerprint(key) == compiled.fingerprint((family,))
 
 
 def test_other_versions_and_another_processor_change_the_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,8 +300,10 @@ def test_other_versions_and_another_processor_change_the_fingerprint(monkeypatch
         monkeypatch.setattr(compiled, "processor", lambda other=other_processor: other)
         found.append(fingerprint())
     monkeypatch.setattr(compiled, "processor", processor)
-    monkeypatch.setattr(compiled.platform, "python_version", lambda: "3.99.0")
-    found.append(fingerprint())
+    with monkeypatch.context() as patch:
+        patch.setattr(compiled.platform, "python_version", lambda: "3.99.0")
+        found.append(fingerprint())
+    fingerprint()
     assert len(set(found)) == len(found)
 
 
@@ -268,7 +328,7 @@ def test_after_an_edit_of_a_helper_the_new_number_is_computed(tmp_path: Path) ->
 SHAPE_OF_CODE = f"""
     from polyloss.backends.cpu import compiled
     words = compiled.assembly({KEY})
-    print(compiled.fingerprint(), words.count("%xmm"), words.count("%ymm"), words.count("%zmm"))
+    print(compiled.fingerprint({KEY}), words.count("%xmm"), words.count("%ymm"), words.count("%zmm"))
 """
 
 
@@ -279,7 +339,7 @@ def test_a_setting_of_numba_in_one_process_does_not_last_in_the_cache(setting: s
     name, _, value = setting.partition("=")
     other, *registers = python(SHAPE_OF_CODE, **{name: value}).split()
     same = registers == [str(words.count(f"%{register}mm")) for register in "xyz"]
-    assert same or other != compiled.fingerprint()
+    assert same or other != compiled.fingerprint(KEY)
 
 
 # No cache.
@@ -293,7 +353,7 @@ def test_a_folder_that_cannot_be_written_is_done_without(
     path.write_bytes(b"")
     where = {"a file": path, "below a file": path / "folder", "/proc": Path("/proc/polyloss")}.get(place, cache)
     if place.startswith("a folder"):
-        (cache / f"{'-'.join(map(str, KEY))}-{compiled.fingerprint()}.o").mkdir(parents=True)
+        (cache / f"{'-'.join(map(str, KEY))}-{compiled.fingerprint(KEY)}.o").mkdir(parents=True)
     monkeypatch.setenv("POLYLOSS_CACHE_DIR", str(where))
     np.testing.assert_allclose(loss(), formula(), rtol=1e-6)
     assert counted == [KEY]
@@ -479,12 +539,12 @@ def test_machine_code_needs_no_symbol_of_python_or_numba(tmp_path: Path) -> None
     folder = compiled.folder()
     assert folder is not None
     objects = []
-    for path in sorted(folder.glob(f"*-{compiled.fingerprint()}.o")):
-        if path.name.startswith("xla-"):  # these allocate, and hold such a kernel
-            continue
-        objects.append(tmp_path / path.name)
-        objects[-1].write_bytes(path.read_bytes()[32:])
-    assert {path.name.partition("-")[0] for path in objects} >= {"elements", "lanes", "rows", "soft"}
+    for family in FAMILIES:  # with a handler they allocate, and hold such a kernel
+        paths = list(folder.glob(f"{family}-*-{compiled.fingerprint((family,))}.o"))
+        assert paths
+        for path in paths:
+            objects.append(tmp_path / path.name)
+            objects[-1].write_bytes(path.read_bytes()[32:])
     listed = subprocess.run([nm, "-u", *objects], capture_output=True, text=True, check=True).stdout
     needed = set(re.findall(r"^\s+U (\S+)$", listed, flags=re.MULTILINE))
     prefix = "_" if sys.platform == "darwin" else ""

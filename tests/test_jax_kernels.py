@@ -28,6 +28,7 @@ import jax.numpy as jnp  # noqa: E402
 from polyloss.backends import Unavailable, jax_kernels  # noqa: E402
 from polyloss.backends.cpu import ffi, xla  # noqa: E402
 from polyloss.backends.cpu.fields import BLOCK  # noqa: E402
+from polyloss.backends.cpu.handler import HANDLER  # noqa: E402
 
 needs_kernels = pytest.mark.skipif(jax_kernels.refusal() is not None, reason=f"{jax_kernels.refusal()}")
 RNG = np.random.default_rng(0)
@@ -315,7 +316,7 @@ def test_the_offsets_of_the_handler_are_those_of_the_structures_that_are_checked
         "number": "ThreadPool_NumThreads",
     }
     for name, function in offsets.items():
-        assert f"%{name}.at = getelementptr i8, ptr %api, i64 {where[function]}\n" in xla.HANDLER
+        assert f"%{name}.at = getelementptr i8, ptr %api, i64 {where[function]}\n" in HANDLER
 
 
 ELEMENTS = ("elements", "float32", "float32", True, False)

@@ -3,13 +3,14 @@
 Numba turns the Python of a kernel into LLVM's language, and llvmlite turns that into machine code, which is a kernel's
 file in the cache. Numba's own cache would not do: it takes a kernel for unchanged when a helper in another file was
 edited, fails where no folder can be written, and needs Numba itself to be imported (0.3 s) and set up (0.3 s) to load
-anything. Here a file's name is the hash of everything that its contents depend on: every source file of this package,
-the versions of Python, Numba and llvmlite, and the processor. So a file can never be stale, and one that is damaged or
-cannot be written is made anew.
+anything. Here a file's name is the hash of everything that its contents depend on: the sources of this module and of
+the kernel's, and of what they import from this package; the versions of Python, Numba and llvmlite; and the processor.
+So a file can never be stale, and one that is damaged or cannot be written is made anew.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import ctypes
 import functools
@@ -28,8 +29,20 @@ from typing import Any, NamedTuple
 import llvmlite.binding as llvm
 
 from polyloss.backends import Unavailable
+from polyloss.backends.cpu.handler import HANDLER
 
-__all__ = ["Kernel", "Progress", "assembly", "failures", "fingerprint", "folder", "kernel", "language", "processor"]
+__all__ = [
+    "Kernel",
+    "Progress",
+    "assembly",
+    "failures",
+    "fingerprint",
+    "folder",
+    "kernel",
+    "language",
+    "processor",
+    "sources",
+]
 
 
 Progress = ctypes.c_int64 * 3
@@ -50,7 +63,7 @@ class Kernel(NamedTuple):
     """
 
     handler: int
-    """The address of the handler in `xla`, for a kernel whose key starts with that; else 0."""
+    """The address of the `handler`, for a kernel whose key starts with that; else 0."""
 
 
 _ALL = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64)
@@ -68,7 +81,10 @@ _orphaned = ""
 
 
 def kernel(module: str, *options: Any) -> Kernel:
-    """The kernel that ``build(*options)`` of that module of this package makes."""
+    """The kernel that ``build(*options)`` of that module of this package makes.
+
+    ``kernel("handler", module, *options)`` is the same kernel with a handler of XLA's calls.
+    """
     key = module, *options
     return _loaded.get(key) or _first(key)
 
@@ -116,14 +132,40 @@ _HARMLESS = ("NUMBA_NUM_THREADS", "NUMBA_THREADING_LAYER", "NUMBA_CACHE_DIR")
 
 
 @functools.cache
-def fingerprint() -> str:
-    """A hash of all that compiled code depends on beside the kernel's options."""
-    digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.read_bytes())
+def _circumstances() -> bytes:
+    """All that compiled code depends on beside its source and the kernel's options."""
     facts = (platform.machine(), sys.platform, platform.python_version(), version("numba"), version("llvmlite"))
     settings = sorted((k, v) for k, v in os.environ.items() if k.startswith("NUMBA_") and k not in _HARMLESS)
-    digest.update(repr((facts, processor(), settings)).encode())
+    return repr((facts, processor(), settings)).encode()
+
+
+@functools.cache
+def _source(path: Path) -> tuple[bytes, frozenset[str]]:
+    """A file's text, and every name in its imports, also in those of its functions."""
+    text = path.read_bytes()
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names.update((getattr(node, "module", None) or "").split("."))
+            names.update(word for alias in node.names for word in alias.name.split("."))
+    return text, frozenset(names)
+
+
+def sources(key: tuple[Any, ...]) -> list[Path]:
+    """The files of this package that a kernel is made of: this one, that of its module, and what they import."""
+    found: set[Path] = set()
+    named = frozenset({"compiled", key[1] if key[0] == "handler" else key[0]})
+    while new := {path for path in Path(__file__).parent.glob("*.py") if path.stem in named} - found:
+        found |= new
+        named = frozenset().union(*(_source(path)[1] for path in new))
+    return sorted(found)
+
+
+def fingerprint(key: tuple[Any, ...]) -> str:
+    """A hash of all that a kernel's machine code depends on beside its options."""
+    digest = hashlib.sha256(_circumstances())
+    for path in sources(key):
+        digest.update(_source(path)[0])
     return digest.hexdigest()[:32]
 
 
@@ -132,7 +174,7 @@ def _cached(key: tuple[Any, ...]) -> bytes:
     where = folder()
     if where is None:
         return _compile(key)
-    path = where / f"{'-'.join(map(str, key))}-{fingerprint()}.o"
+    path = where / f"{'-'.join(map(str, key))}-{fingerprint(key)}.o"
     try:
         checksum, code = (content := path.read_bytes())[:32], content[32:]
         if hashlib.sha256(code).digest() == checksum:
@@ -173,9 +215,7 @@ def language(key: tuple[Any, ...]) -> str:
     from numba import types
 
     module, *options = key
-    if module == "xla":
-        from polyloss.backends.cpu.xla import HANDLER
-
+    if module == "handler":
         return language(tuple(options)) + HANDLER
     build = importlib.import_module(f"polyloss.backends.cpu.{module}").build
     function = build(*options)
