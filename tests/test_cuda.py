@@ -27,6 +27,7 @@ import numpy as np
 import ptx
 import pytest
 
+from polyloss.backends import Unavailable
 from polyloss.backends.cuda import compiled, memory
 from polyloss.backends.cuda.fields import ROWS_BLOCK, SUMS_BLOCK
 
@@ -293,7 +294,7 @@ class Seen(ctypes.Structure):
     _fields_ = (
         *(
             (name, ctypes.c_uint64)
-            for name in "context kernel stream blocks threads dynamic size room launches".split()
+            for name in "context kernel stream blocks threads dynamic size room launches refusal mode loading".split()
         ),
         ("parameters", ctypes.c_char * 512),
         ("name", ctypes.c_char * 512),
@@ -315,6 +316,7 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     for function in cached:
         function.cache_clear()
     monkeypatch.setattr(driver, "_opened", lambda: loaded)
+    monkeypatch.setattr(compiled, "failures", {})
     try:
         with _pretended((9, 0)):
             yield loaded
@@ -338,6 +340,71 @@ def test_a_launch_tells_the_driver_the_stream_the_sizes_and_the_parameters(stub:
     assert stub.depth_of_contexts() == 1, "the user's context is not the current one any more"
     assert seen.code == b"\x7fELF"
     assert b"kernel" in seen.name
+
+
+SUM = SUMS_BLOCK.pack(8, 0, 8, 0, 1, 1.0)
+
+
+@toolchain
+def test_a_kernel_is_made_in_the_context_of_its_device_and_while_a_stream_is_captured(
+    stub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = compiled.ptx
+
+    def written(key: Any, capability: tuple[int, int]) -> str:
+        current = ctypes.c_void_p()
+        stub.cuCtxGetCurrent(ctypes.byref(current))
+        contexts.append(current.value)
+        return real(key, capability)
+
+    contexts: list[int | None] = []
+    monkeypatch.setattr(compiled, "ptx", written)
+    seen = Seen.in_dll(stub, "seen")
+    seen.mode = 0  # forbids to load while any stream is captured
+    kernel = compiled.kernel("sums", "float32")
+    for device in (1, 0):
+        kernel((device, 0), 1, SUM)
+        assert (seen.loading, seen.mode) == (2, 0)
+        assert stub.depth_of_contexts() == 1
+    assert contexts == [0x1001], "the machine code serves both devices, which are alike"
+
+
+@toolchain
+def test_where_machine_code_cannot_be_made_the_driver_gets_the_ptx(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cuda.bindings import nvjitlink
+
+    def older(*arguments: Any) -> None:
+        raise RuntimeError("ERROR_UNSUPPORTED_PTX_VERSION")
+
+    monkeypatch.setattr(nvjitlink, "add_data", older)
+    compiled.kernel("sums", "float32")((0, 0), 1, SUM)
+    seen = Seen.in_dll(stub, "seen")
+    assert seen.launches == 1
+    assert seen.code == _text(("sums", "float32"), (9, 0)).encode()[:4]
+
+
+@toolchain
+@pytest.mark.parametrize(("status", "passing"), [(2, True), (900, True), (222, False)])
+def test_a_refusal_is_remembered_of_that_device_if_it_will_not_pass(
+    stub: Any, monkeypatch: pytest.MonkeyPatch, status: int, passing: bool
+) -> None:
+    made, real = [], compiled.ptx
+    monkeypatch.setattr(compiled, "ptx", lambda *key: (made.append(key), real(*key))[1])
+    seen = Seen.in_dll(stub, "seen")
+    kernel = compiled.kernel("sums", "float32")
+    seen.refusal = status
+    with pytest.raises(Unavailable, match=f"status {status}"):
+        kernel((0, 0), 1, SUM)
+    assert stub.depth_of_contexts() == 1
+    seen.refusal = 0
+    kernel((1, 0), 1, SUM)  # another device
+    if passing:
+        kernel((0, 0), 1, SUM)
+    else:
+        with pytest.raises(Unavailable, match=f"status {status}"):
+            kernel((0, 0), 1, SUM)
+    assert seen.launches == 1 + passing
+    assert len(made) == 1, "compiled again"
 
 
 @toolchain

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from polyloss.backends import Array, Gradients, Work
 from polyloss.backends.cuda import compiled
-from polyloss.backends.cuda.call import FLOATS, WHOLE, WIDE, Value, factors, operand, room
+from polyloss.backends.cuda.call import FLOATS, WHOLE, Factors, Value, cast, operand, room
 from polyloss.backends.cuda.fields import BATCH, FORMS, MOST_BLOCKS, ROWS_BLOCK, SOFT_BLOCK, SPLIT_BLOCK
 
 __all__ = ["Lse", "Shape", "shape_of"]
@@ -125,7 +125,7 @@ class Lse:
         if dense:
             y = y if last else _classes_last(library, y, axis)
         elif target_kind not in ("int32", "int64"):
-            y, target_kind = library.xp.astype(y, library.xp.int64), "int64"
+            y, target_kind = cast(library, y, library.xp.int64), "int64"
         y = y if library.is_contiguous(y) else library.contiguous(y)
         c = c if c is None else operand(work, c, c.shape, work.dtype)
         w = work.weights if work.weights is None else operand(work, work.weights, items, work.dtype)
@@ -163,7 +163,7 @@ class Lse:
         else:
             shape, pieces = slices_of(*key)
         blocks = shape.blocks(rows * pieces)
-        left, given = Value(work, items, blocks, value), factors(work)
+        left, given = Value(work, queue, items, blocks, value), Factors(work)
         parameters = ROWS_BLOCK.pack(
             x_at,
             at(y),
@@ -190,7 +190,7 @@ class Lse:
         )
         kernel = compiled.kernel("rows", *kinds, shape.form, value, g is not None)
         kernel(queue, blocks, parameters, shape.dynamic)
-        return left.finished(work, queue, WIDE[kinds[0]], blocks, given), residuals or ()
+        return left.finished(work, given), residuals or ()
 
     def _split(
         self,
@@ -209,7 +209,7 @@ class Lse:
         parts = library.empty((4, rows * pieces), work.dtype, x)
         kept = tuple(library.empty((rows,), work.dtype, x) for _ in range(2))
         joiners = -(-rows * 32 // THREADS)
-        left, given = Value(work, items, joiners, True), factors(work)
+        left, given = Value(work, queue, items, joiners, True), Factors(work)
         parameters = SPLIT_BLOCK.pack(
             at(x),
             at(y),
@@ -233,7 +233,7 @@ class Lse:
         compiled.kernel("split", *kinds, "")(queue, joiners, parameters)
         if g is not None:
             self._rows(work, items, arrays, kinds, False, kept)
-        return left.finished(work, queue, WIDE[kinds[0]], joiners, given), kept
+        return left.finished(work, given), kept
 
     def _soft(
         self,
@@ -252,7 +252,7 @@ class Lse:
         mask, mask_step = (None, 0) if mask is None else _class_mask(work, mask, items, classes)
         form = "scalar warp" if classes <= 1024 else "scalar block"
         blocks = min(MOST_BLOCKS, rows if FORMS[form].block else -(-rows * FORMS[form].lanes // THREADS))
-        left, given = Value(work, items, blocks, value), factors(work)
+        left, given = Value(work, queue, items, blocks, value), Factors(work)
         e = work.primitive.label_smoothing
         dense = kinds[1] in FLOATS
         parameters = SOFT_BLOCK.pack(
@@ -280,7 +280,7 @@ class Lse:
         )
         kernel = compiled.kernel("soft", *kinds, mask is not None, c is not None, form, value, g is not None)
         kernel(queue, blocks, parameters)
-        return left.finished(work, queue, WIDE[kinds[0]], blocks, given), ()
+        return left.finished(work, given), ()
 
 
 def _classes_last(library: Any, x: Array, axis: int) -> Array:

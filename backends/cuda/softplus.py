@@ -7,7 +7,7 @@ from typing import Any
 
 from polyloss.backends import Array, Gradients, Work
 from polyloss.backends.cuda import compiled
-from polyloss.backends.cuda.call import FLOATS, WHOLE, WIDE, Value, factors
+from polyloss.backends.cuda.call import FLOATS, WHOLE, WIDE, Factors, Value, cast
 from polyloss.backends.cuda.fields import ELEMENTS_BLOCK, MOST_BLOCKS
 from polyloss.backends.strided import views
 
@@ -54,7 +54,7 @@ class Softplus:
         vector = plain and (seen[0] | seen[3] | g_at) & 15 == 0
         each = 16 // (8 if kind == "float64" else 4 if kind == "float32" else 2) if vector else 1
         blocks = min(MOST_BLOCKS, max(1, -(-size // (each * THREADS))))
-        left, given = Value(work, shape, blocks, value), factors(work)
+        left, given = Value(work, queue, shape, blocks, value), Factors(work)
         e = work.primitive.label_smoothing
         parameters = ELEMENTS_BLOCK.pack(
             seen[0],
@@ -84,8 +84,8 @@ class Softplus:
             queue, blocks, parameters
         )
         del alive
-        return left.finished(work, queue, WIDE[kind], blocks, given), (g, None, None)
+        return left.finished(work, given), (g, None, None)
 
 
 def _cast(work: Work, x: Array | None) -> Array | None:
-    return x if x is None or x.dtype == work.dtype else work.library.xp.astype(x, work.dtype)
+    return x if x is None else cast(work.library, x, work.dtype)

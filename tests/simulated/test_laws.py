@@ -307,3 +307,23 @@ def test_a_call_of_a_few_rows_is_one_launch(monkeypatch: pytest.MonkeyPatch) -> 
     with launching():
         polyloss.value_and_grad(polyloss.softmax_cross_entropy)(to_device(x), to_device(y))
     assert len(launched) == 1
+
+
+@pytest.mark.parametrize("missing", ["sums", "rows"])
+def test_a_kernel_that_cannot_be_made_leaves_the_formula_its_scores(
+    missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradient takes their place: whatever comes after its kernel must have been made before."""
+    compiled.kernel.cache_clear()
+    monkeypatch.setattr(compiled, "failures", {(("sums", "float32"), 0): "no"})
+    if missing == "rows":
+        monkeypatch.setattr(compiled, "failures", {(("rows", "float32", "int64", "warp", True, True), 0): "no"})
+    q, p = np.random.default_rng(0).standard_normal((2, 140, 3)).astype(np.float32)
+    both = polyloss.value_and_grad(polyloss.info_nce, ("queries", "positives"))
+    with launching():
+        value, slopes = both(to_device(q), to_device(p), temperature=0.1)
+    compiled.kernel.cache_clear()
+    expected, others = both(q, p, temperature=0.1)
+    np.testing.assert_allclose(to_host(value), expected, rtol=1e-5)
+    for one, two in zip(slopes, others):
+        np.testing.assert_allclose(to_host(one), two, rtol=1e-4, atol=1e-7)
