@@ -33,7 +33,9 @@ from polyloss.backends.cuda.fields import ROWS_BLOCK, SUMS_BLOCK
 
 HERE = Path(__file__).parent
 WIDE = {"float32": "float32", "float64": "float64", "float16": "float32", "bfloat16": "float32"}
-FORMS = ("few", "warp", "block256", "long256", "long512", "scalar block")
+WHOLE = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+SHORT = ("few", "few vectors", "warp", "block64", "block128", "block256", "scalar block")
+FORMS = (*SHORT, "long256", "long512")
 
 
 @pytest.mark.parametrize("file", sorted(path.name for path in (HERE / "simulated").glob("test_*.py")))
@@ -63,26 +65,24 @@ def _missing() -> str:
 
 toolchain = pytest.mark.skipif(bool(_missing()), reason=f"NOT RUN: the toolchain is not installed ({_missing()})")
 
+OTHER = [(True, False), (False, True), (False, False)]  # class weights or a mask, and the gradient
 KEYS: list[tuple[Any, ...]] = [
+    # Every kernel, form and dtype; then in one form each what else a kernel is made for.
     *(("rows", x, "int64", form, True, True) for x in WIDE for form in FORMS),
-    *(("rows", x, "int64", form, False, True) for x in WIDE for form in ("few", "block256")),
-    *(("rows", x, "int64", form, True, False) for x in WIDE for form in ("warp", "long512")),
-    ("rows", "float32", "int32", "block64", True, True),
-    ("rows", "bfloat16", "int32", "block128", True, True),
+    *(("rows", x, "int64", form, False, True) for x in WIDE for form in SHORT),
+    *(("rows", x, "int64", form, True, False) for x in WIDE for form in FORMS),
+    *(("rows", x, "int32", "block256", True, True) for x in WIDE),
     *(("split", x, "", "block512") for x in WIDE),
-    *(("split", x, "int64", "") for x in ("float32", "float64")),
-    *(("soft", x, x, True, True, "scalar block", True, True) for x in WIDE),
-    *(("soft", x, "int64", False, False, "scalar warp", True, True) for x in WIDE),
-    ("soft", "float32", "float32", False, False, "scalar block", True, False),
-    *(("elements", x, x, True, True, True) for x in WIDE),
-    *(("elements", x, "bool", False, True, True) for x in WIDE),
+    *(("split", x, labels, "") for x in WIDE for labels in ("int32", "int64")),
+    *(("soft", x, t, True, form, True) for x in WIDE for t in (x, "int64") for form in FORMS),
+    *(("soft", x, t, True, "block256", True) for x in WIDE for t in ("int32", *WIDE) if t != x),
+    *(("soft", x, t, general, "warp", g) for x in WIDE for t in (x, "int64") for general, g in OTHER),
+    *(("elements", x, x, form, True, True) for x in WIDE for form in ("plain", "scalars")),
+    *(("elements", x, t, "vectors", True, True) for x in WIDE for t in (*WIDE, *WHOLE)),
+    *(("elements", x, x, form, v, not v) for x in WIDE for form in ("plain", "vectors") for v in (True, False)),
     *(("sums", wide) for wide in ("float32", "float64")),
-    *(("transforms", f, x, "") for x in WIDE for f in ("sigmoid", "softplus")),
-    *(("transforms", "softmax", x, "block256") for x in WIDE),
-    ("transforms", "log_softmax", "bfloat16", "warp"),
-    ("transforms", "log_softmax", "float32", "long256"),
-    ("transforms", "logsumexp", "float32", "long512"),
-    ("transforms", "softmax", "float32", "few"),
+    *(("transforms", f, x, "") for x in WIDE for f in ("sigmoid", "log_sigmoid", "softplus")),
+    *(("transforms", f, x, form) for x in WIDE for f in ("softmax", "log_softmax", "logsumexp") for form in FORMS),
 ]
 
 
@@ -138,19 +138,26 @@ def test_every_kernel_compiles_and_spills_no_register(
 @pytest.mark.parametrize("x", WIDE)
 def test_memory_is_read_and_written_16_bytes_at_a_time(x: str) -> None:
     vector = "v2" if x == "float64" else "v4"
-    for key in (("rows", x, "int64", "block256", True, True), ("elements", x, x, True, True, True)):
+    for key in (
+        ("rows", x, "int64", "block256", True, True),
+        ("rows", x, "int64", "few vectors", True, True),
+        ("soft", x, x, True, "block256", True),
+        ("elements", x, x, "plain", True, True),
+        ("elements", x, "bool", "vectors", True, True),
+    ):
         found = _operations(_text(key, (9, 0)))
         assert any(name.startswith(f"ld.global.{vector}.") for name in found), key
         assert any(name.startswith(f"st.global.{vector}.") for name in found), key
-    found = _operations(_text(("rows", x, "int64", "block256", True, True), (9, 0)))
-    assert sum(name.startswith(f"ld.global.{vector}.") for name in found) == 4, "a row is read once"
+    for key in (("rows", x, "int64", "block256", True, True), ("soft", x, "int64", True, "block256", True)):
+        found = _operations(_text(key, (9, 0)))
+        assert sum(name.startswith(f"ld.global.{vector}.") for name in found) == 4, f"{key}: a row is read once"
 
 
 @toolchain
 @pytest.mark.parametrize("x", ["float32", "float16", "bfloat16"])
 def test_arithmetic_is_in_single_precision_with_the_accurate_exponential(x: str) -> None:
     """The exponential is NVIDIA's own of 1 ulp: reduced to [0, 1], ``ex2.approx``, and a product that may underflow."""
-    for key in (("rows", x, "int64", "long256", True, True), ("elements", x, x, True, True, True)):
+    for key in (("rows", x, "int64", "long256", True, True), ("elements", x, x, "plain", True, True)):
         found = _operations(_text(key, (9, 0)))
         assert "ex2.approx.ftz.f32" in found
         assert not any(name in ("fma.rn.ftz.f32", "mul.ftz.f32", "div.full.f32", "lg2.approx.f32") for name in found)

@@ -38,9 +38,9 @@ def bounds(key: Key, capability: tuple[int, int]) -> Bounds:
     if key[0] == "sums":
         return Bounds(threads, 1)
     pairs = any(part in ("float16", "bfloat16") for part in key)
-    if "float64" in key:
+    if "float64" in key or key[0] == "soft":
         resident = 512
-    elif key[0] in ("rows", "transforms") and "warp" in key and pairs:  # which unrolls most
+    elif key[0] in ("rows", "transforms") and ("warp" in key or "few vectors" in key) and pairs:  # which unrolls most
         resident = 512 if capability >= (9, 0) else 256
     else:
         resident = 768 if capability >= (9, 0) and "float16" not in key else 512
@@ -55,6 +55,7 @@ def threads_of(key: Key) -> int:
     return form.lanes if form is not None and form.block else 256
 
 
+@functools.cache
 def written(key: Key) -> tuple[Callable[..., None], str]:
     """A kernel as Numba compiles it, and the letters of its parameters."""
     module = importlib.import_module(f"polyloss.backends.cuda.{key[0]}")

@@ -49,10 +49,12 @@ class Softplus:
         seen, columns, alive = views(library, shape, size, (x, t, _cast(work, p), _cast(work, work.weights), work.keep))
         g = library.empty(shape, x.dtype, x) if gradient else None
         g_at = 0 if g is None else library.address(g)
-        plain = p is None and work.weights is None and work.keep is None and (t is None or target_kind == kind)
-        plain = plain and columns == size and seen[2] == 1 and (t is None or seen[5] == 1)
-        vector = plain and (seen[0] | seen[3] | g_at) & 15 == 0
-        each = 16 // (8 if kind == "float64" else 4 if kind == "float32" else 2) if vector else 1
+        form = "scalars"
+        if seen[2] == 1 and seen[1] == columns and (seen[0] | g_at) & 15 == 0:
+            plain = p is None and work.weights is None and work.keep is None and columns == size
+            plain = plain and (t is None or (target_kind == kind and seen[5] == 1 and seen[3] & 15 == 0))
+            form = "plain" if plain else "vectors"
+        each = 1 if form == "scalars" else 16 // (8 if kind == "float64" else 4 if kind == "float32" else 2)
         blocks = min(MOST_BLOCKS, max(1, -(-size // (each * THREADS))))
         left, given = Value(work, queue, shape, blocks, value), Factors(work)
         e = work.primitive.label_smoothing
@@ -80,7 +82,7 @@ class Softplus:
             given.scale_by,
             given.divide_by,
         )
-        compiled.kernel("elements", kind, target_kind if t is not None else kind, vector, value, gradient)(
+        compiled.kernel("elements", kind, target_kind if t is not None else kind, form, value, gradient)(
             queue, blocks, parameters
         )
         del alive
