@@ -30,6 +30,7 @@ import pytest
 from polyloss.backends import Unavailable
 from polyloss.backends.cuda import compiled, memory
 from polyloss.backends.cuda.fields import ROWS_BLOCK, SUMS_BLOCK
+from polyloss.conformance.report import Report
 
 HERE = Path(__file__).parent
 WIDE = {"float32": "float32", "float64": "float64", "float16": "float32", "bfloat16": "float32"}
@@ -447,13 +448,35 @@ def test_the_script_for_a_gpu_runs_dry_and_says_what_it_does_not_run(tmp_path: P
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     document = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
     outcomes = {check["name"]: check["outcome"] for check in document["checks"]}
-    assert outcomes["simulator, value_and_grad: the oracle"] == "passed"
+    assert outcomes["simulator: value_and_grad: the oracle"] == "passed"
+    assert outcomes["numpy: conformance"] == "passed"
+    assert Report.from_json((tmp_path / "gpu-conformance.json").read_text(encoding="utf-8")).conforms
+    assert "<html" in (tmp_path / "gpu-conformance.html").read_text(encoding="utf-8")
     assert all(outcome == "passed" or outcome.startswith("NOT RUN: ") for outcome in outcomes.values())
     for workload in document["workloads"]:
         reasons = {found["name"]: found["not run"] for found in workload["contestants"]}
         assert reasons.pop("polyloss, CuPy") == ""
         assert all(reason.startswith("NOT RUN: ") for reason in reasons.values())
-    assert len(document["bar"]) == 10
+    assert len(document["bar"]) == 29
     assert all(verdict["outcome"].startswith("NOT MEASURED") for verdict in document["bar"])
     for suffix in (".html", ".txt"):
         assert "NOT MEASURED" in (tmp_path / "gpu").with_suffix(suffix).read_text(encoding="utf-8")
+
+
+def test_a_verdict_compares_with_the_fastest_form_of_a_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(HERE.parent)
+    from benchmarks.gpu.contestants import Contestant
+    from benchmarks.gpu.report import verdicts
+    from benchmarks.gpu.timing import Measurement
+    from benchmarks.gpu.workloads import Workload
+
+    times = {"polyloss, CuPy": 1.0, "CuPy by hand": 7.0, "CuPy by hand, fused": 4.0}
+    found = [Measurement(Contestant(name, "cupy"), [seconds]) for name, seconds in times.items()]
+    for factor, verdict in ((3.0, "holds"), (5.0, "MISSED")):
+        workload = Workload("softmax", (8, 10), factors={"polyloss, CuPy": {"CuPy by hand": factor}})
+        ((name, outcome),) = verdicts([(workload, found)])
+        assert name == "softmax 8 x 10 float32, polyloss, CuPy over CuPy by hand"
+        assert outcome == f"{verdict}: 4.00 of {factor:g} times as fast"
+    found[1].seconds, found[2].seconds = [], []
+    ((_, outcome),) = verdicts([(workload, found)])
+    assert outcome.startswith("NOT MEASURED")
