@@ -1,4 +1,4 @@
-"""CuPy: CUDA memory, no autodiff, and reductions that are trees already."""
+"""CuPy: CUDA memory, no autodiff, and arrays that are computed with on their own device alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["LIBRARY"]
 
 class CuPy(Library):
     def signature(self, x: Array) -> Any:
-        return (x.dtype, x.shape, x.data.device_id) if type(x) is cupy.ndarray else None
+        return (x.dtype, x.shape, x.data.device_id) if _is_plain(x) else None
 
     def memory(self, x: Array) -> str | None:
         return "cuda"
@@ -24,16 +24,15 @@ class CuPy(Library):
     def asarray(self, value: np.ndarray, dtype: Any, placed: dict[str, Any]) -> Array:
         return self.xp.asarray(value, dtype=dtype, **placed)
 
-    def sum(self, x: Array) -> Array:
-        return self.xp.sum(x, axis=-1)
-
     def scope(self, x: Array) -> AbstractContextManager[Any]:
-        return nullcontext()
+        """The device of ``x`` as the current one, where it is not."""
+        here: int = cupy.cuda.runtime.getDevice()
+        return nullcontext() if here == x.data.device_id else x.device
 
     # For the kernels.
 
     def stored(self, x: Array) -> str | None:
-        if type(x) is not cupy.ndarray:
+        if not _is_plain(x):
             return None
         return _STORED.get(x.dtype) or ("bfloat16" if str(x.dtype) == "bfloat16" else None)
 
@@ -48,11 +47,11 @@ class CuPy(Library):
         return bool(x.flags.c_contiguous)
 
     def contiguous(self, x: Array) -> Array:
-        with _on(x):
+        with self.scope(x):
             return cupy.array(x, order="C", copy=True)
 
     def empty(self, shape: tuple[int, ...], dtype: Any, like: Array) -> Array:
-        with _on(like):
+        with self.scope(like):
             return cupy.empty(shape, dtype)
 
     def queue(self, x: Array) -> tuple[int, int]:
@@ -60,10 +59,12 @@ class CuPy(Library):
         return device, int(cupy.cuda.get_current_stream(device).ptr)
 
 
-def _on(x: Array) -> AbstractContextManager[Any]:
-    """The device of ``x`` as the current one, where it is not."""
-    here: int = cupy.cuda.runtime.getDevice()
-    return nullcontext() if here == x.data.device_id else x.device
+def _is_plain(x: Array) -> bool:
+    """Whether the elements of ``x`` stand at multiples of their size, as far as anybody can tell."""
+    if type(x) is not cupy.ndarray:
+        return False
+    size = x.itemsize
+    return x.data.ptr % size == 0 and not any(n % size for n in x.strides)
 
 
 _STORED = {

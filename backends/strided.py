@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from polyloss.backends import Array, Library
+from polyloss.backends import Array, Library, Unavailable
 
 __all__ = ["merged", "rows_of", "views"]
 
@@ -53,7 +53,7 @@ def views(
 
     The caller must hold the operands for as long as it uses their addresses.
     """
-    given = [a if a is None or library.stored(a) is not None else library.contiguous(a) for a in operands]
+    given = [None if a is None else _reachable(library, a) for a in operands]
     given = [a if a is None or a.shape == shape else library.xp.broadcast_to(a, shape) for a in given]
     sizes: list[int] = []
     steps: list[list[int]] = []
@@ -71,3 +71,11 @@ def views(
             step = next(rest, None) or [1]
             found += [library.address(a), step[0] if len(step) == 2 else columns, step[-1]]
     return found, columns, given
+
+
+def _reachable(library: Library, x: Array) -> Array:
+    if library.stored(x) is None:
+        x = library.contiguous(x)
+        if library.stored(x) is None:
+            raise Unavailable(f"the memory of a {type(x).__name__} cannot be reached")
+    return x

@@ -237,19 +237,29 @@ class _KernelRule(torch.autograd.Function):  # type: ignore[misc]
     def backward(ctx: Any, *cotangents: Any) -> Any:
         kernel, work, formula, count, small = ctx.rule
         (cotangent,), saved = cotangents, ctx.saved_tensors
+        arrays, kept = saved[:count], saved[count:]
         if torch.is_grad_enabled():  # create_graph
-            gradient = _differentiable(work, formula, cotangent, saved[:count])
+            gradient = _differentiable(work, formula, cotangent, arrays)
         elif small:
-            gradient = saved[count] * cotangent
+            gradient = kept[0] * cotangent
         else:
-            work = work.on(*saved[:count])
-            if work.divisor is None:
-                work.weights = cotangent if work.weights is None else cotangent * work.weights
-                work.scale = 1.0
-            else:
-                work.scale = float(cotangent) if LIBRARY.memory(cotangent) == "host" else cotangent
-            gradient = kernel.vjp(work, saved[count:])[0]
+            try:
+                gradient = kernel.vjp(_scaled(work.on(*arrays), cotangent), kept)[0]
+            except Unavailable:  # here, while the kernel of the value was not
+                x = arrays[0].detach().requires_grad_()
+                with torch.enable_grad():
+                    gradient = _differentiable(work, formula, cotangent, (x, *arrays[1:])).detach()
         return None, None, None, gradient, *[None] * (count - 1)
+
+
+def _scaled(work: Work, cotangent: Array) -> Work:
+    """The work with the cotangent of its value among the factors of its gradient."""
+    if work.divisor is None:
+        work.weights = cotangent if work.weights is None else cotangent * work.weights
+        work.scale = 1.0
+    else:
+        work.scale = float(cotangent) if LIBRARY.memory(cotangent) == "host" else cotangent
+    return work
 
 
 def _differentiable(work: Work, formula: Callable[..., Array], cotangent: Array, arrays: tuple[Any, ...]) -> Array:

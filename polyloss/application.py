@@ -69,6 +69,9 @@ class Application(Work):
             wanted = tuple(map(library.differentiates, arrays)) if library.differentiates(*arrays) else ()
         self.wanted, self.scale = wanted, scale
         self.weights, self.divisor = (None, None) if reduction is None else reduction.linear()
+        divisor = self.divisor
+        if not (divisor is None or isinstance(divisor, float)) and library.memory(divisor) != library.memory(arrays[0]):
+            return None
         self.kernel = kernels.take(self)
         return None if self.kernel is None else self
 

@@ -78,8 +78,7 @@ def contrastive(
     has_features("first", a)
     reduce = Reduction(call, a, weights, where, reduction, denominator, axis=a.ndim - 1)
     s = _similar(call, similar, reduce)
-    with call.scope():
-        d, to_difference = norm(call, reduce.clean(a, rows=True) - reduce.clean(b, rows=True))
+    d, to_difference = norm(call, reduce.clean(a, rows=True) - reduce.clean(b, rows=True))
 
     def pull(gradient: Array, gs: Array | None) -> dict[str, Array | None]:
         g = to_difference(gradient)
@@ -143,9 +142,8 @@ def contrastive_from_distance(
     (d,) = call.floating(distances=distances)
     reduce = Reduction(call, d, weights, where, reduction, denominator)
     s = _similar(call, similar, reduce)
-    with call.scope():
-        d = reduce.clean(d)
-        d = call.valid("distances", d, d < 0, "at least 0")
+    d = reduce.clean(d)
+    d = call.valid("distances", d, d < 0, "at least 0")
     return reduce.of(reduce.apply(primitive, d, s), lambda gd, gs: {"distances": gd, "similar": gs}, target="similar")
 
 

@@ -29,8 +29,9 @@ def differentiable(*parameters: str) -> Callable[[Callable[P, Loss]], Callable[P
 
     def mark(formula: Callable[P, Loss]) -> Callable[P, Array]:
         def once(*args: Any, **kwargs: Any) -> tuple[Loss, Array, None]:
-            call = formula(*args, **kwargs)
-            return call, call.value(), None
+            with dispatch.scope(*args, *kwargs.values()):
+                call = formula(*args, **kwargs)
+                return call, call.value(), None
 
         replays = Replays(once, formula)
 
@@ -172,15 +173,16 @@ def _with_gradients(
     """A formula's call for its value and gradients, and its replays, whoever makes it."""
 
     def once(*args: Any, **kwargs: Any) -> tuple[Loss, tuple[Array, Any], tuple[Array, ...]]:
-        call = formula(*args, **kwargs)
-        for name in names:
-            if name not in call.floating:
-                raise ValueError(
-                    f"wrt: {name!r} is not a floating array in this call; "
-                    f"differentiable here: {_quoted(n for n in parameters if n in call.floating)}"
-                )
-        value, found = call.value_and_gradients(names)
-        return call, (value, found), found
+        with dispatch.scope(*args, *kwargs.values()):
+            call = formula(*args, **kwargs)
+            for name in names:
+                if name not in call.floating:
+                    raise ValueError(
+                        f"wrt: {name!r} is not a floating array in this call; "
+                        f"differentiable here: {_quoted(n for n in parameters if n in call.floating)}"
+                    )
+            value, found = call.value_and_gradients(names)
+            return call, (value, found), found
 
     return once, Replays(once, formula)
 

@@ -159,8 +159,7 @@ class _Pairs:
 
     def lead(self, reduce: Reduction) -> Array:
         """By how much the positive leads, 0 for a masked pair."""
-        with self.call.scope():
-            return reduce.clean(self.positive) - reduce.clean(self.negative)
+        return reduce.clean(self.positive) - reduce.clean(self.negative)
 
     def pull(self, gradient: Array, *_: None) -> dict[str, Array | None]:
         return {

@@ -152,7 +152,7 @@ class Reduction:
         divisor = self._divisor()
         if not isinstance(divisor, int):
             divisor = self.call.library.stop_gradient(divisor)
-            if self.call.library.memory(divisor) == "cuda":  # a number of it would stall the device
+            if self.call.library.memory(divisor) != "host":  # a number of it would stall a device, or is not there yet
                 return self.weights, divisor
         return self.weights, float(divisor)
 
@@ -198,8 +198,7 @@ class Reduction:
             return math.prod(self.shape)
         if w is None:
             w = self.each(self.call.full((), 1.0))
-        with self.call.scope():
-            return self.call.library.total(self.clean(w))
+        return self.call.library.total(self.clean(w))
 
 
 @dataclass(slots=True)
@@ -218,9 +217,7 @@ class Loss:
             value = fused.fused_value()
             if value is not None:
                 return reduction.call.library.result(value)
-        items = self.items.value()
-        with reduction.call.scope():
-            return reduction.value(items)
+        return reduction.value(self.items.value())
 
     @property
     def floating(self) -> Set[str]:
@@ -237,10 +234,9 @@ class Loss:
             value, gradients = found
             self.gradients = gradients
             return reduction.call.library.result(value), self._in_parameters(wrt, gradients, {})
-        with reduction.call.scope():
-            items, gradients = self.items.value_and_vjp(reduction.cotangent(), wanted)
-            value = reduction.value(items)
-            return value, self._in_parameters(wrt, gradients, reduction.mass_gradients(value))
+        items, gradients = self.items.value_and_vjp(reduction.cotangent(), wanted)
+        value = reduction.value(items)
+        return value, self._in_parameters(wrt, gradients, reduction.mass_gradients(value))
 
     def _in_parameters(
         self, wrt: tuple[str, ...], gradients: Gradients, more: dict[str, Array | None]
@@ -250,8 +246,7 @@ class Loss:
         for name in wrt:
             gradient = pulled[name]
             if callable(gradient):  # not computed for those who do not ask
-                with self.reduction.call.scope():
-                    gradient = gradient()
+                gradient = gradient()
             if name in more:
                 gradient = gradient + more[name]
             found.append(self.reduction.call.result(name, gradient))

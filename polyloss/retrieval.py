@@ -114,16 +114,15 @@ def info_nce(
     if q.shape[0] == 0:  # no rows, and so no others: each would have its own positive alone
         in_batch = symmetric = False
     reduce = Reduction(call, q, weights, where, reduction, denominator, axis=q.ndim - 1)
-    with call.scope():
-        q, p = reduce.clean(q, rows=True), reduce.clean(p, rows=True)
-        if single:
-            q, p = xp.expand_dims(q, axis=0), xp.expand_dims(p, axis=0)
-        if n is not None and n.ndim == 3 and reduce.keep is not None:
-            n = xp.where(reduce.keep[:, None, None], n, xp.zeros_like(n))
-        similarities, to_embeddings = _similarities(call, q, p, n, in_batch, similarity)
-        t = _temperature(call, temperature)
-        scores = call.library.divided(similarities, t)
-        labels, mask = _candidates(call, scores, in_batch, candidate_mask, reduce)
+    q, p = reduce.clean(q, rows=True), reduce.clean(p, rows=True)
+    if single:
+        q, p = xp.expand_dims(q, axis=0), xp.expand_dims(p, axis=0)
+    if n is not None and n.ndim == 3 and reduce.keep is not None:
+        n = xp.where(reduce.keep[:, None, None], n, xp.zeros_like(n))
+    similarities, to_embeddings = _similarities(call, q, p, n, in_batch, similarity)
+    t = _temperature(call, temperature)
+    scores = call.library.divided(similarities, t)
+    labels, mask = _candidates(call, scores, in_batch, candidate_mask, reduce)
     items: Any
     if symmetric:
         turned = None if mask is None else xp.matrix_transpose(mask)

@@ -4,6 +4,7 @@
 
 struct {
     uint64_t context, kernel, stream, blocks, threads, dynamic, size, room, launches;
+    uint64_t refusal, mode, loading; /* what loading a module answers; the mode of captures, and that while loading */
     char parameters[512], name[512], code[4];
 } seen;
 
@@ -21,12 +22,18 @@ int cuDevicePrimaryCtxRetain(void **context, int device) { *context = (void *)(u
 int cuCtxGetCurrent(void **context) { *context = stack[depth - 1]; return 0; }
 int cuCtxPushCurrent_v2(void *context) { stack[depth++] = context; return 0; }
 int cuCtxPopCurrent_v2(void **context) { *context = stack[--depth]; return 0; }
-int cuModuleLoadData(void **module, const void *image) { memcpy(seen.code, image, 4); *module = (void *)0x2000; return 0; }
+int cuModuleLoadData(void **module, const void *image) {
+    memcpy(seen.code, image, 4);
+    seen.loading = seen.mode;
+    *module = (void *)0x2000;
+    return (int)seen.refusal;
+}
 int cuModuleGetFunction(void **function, void *module, const char *name) {
     strncpy(seen.name, name, 511);
     *function = (void *)0x3000;
     return module == (void *)0x2000 ? 0 : 400;
 }
+int cuThreadExchangeStreamCaptureMode(int *mode) { int own = seen.mode; seen.mode = *mode; *mode = own; return 0; }
 int cuFuncSetAttribute(void *function, int which, int value) { if (which == 8) seen.room = value; return 0; }
 int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                    unsigned dynamic, void *stream, void **parameters, void **extra) {

@@ -27,12 +27,16 @@ import numpy as np
 import ptx
 import pytest
 
+from polyloss.backends import Unavailable
 from polyloss.backends.cuda import compiled, memory
 from polyloss.backends.cuda.fields import ROWS_BLOCK, SUMS_BLOCK
+from polyloss.conformance.report import Report
 
 HERE = Path(__file__).parent
 WIDE = {"float32": "float32", "float64": "float64", "float16": "float32", "bfloat16": "float32"}
-FORMS = ("few", "warp", "block256", "long256", "long512", "scalar block")
+WHOLE = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+SHORT = ("few", "few vectors", "warp", "block64", "block128", "block256", "scalar block")
+FORMS = (*SHORT, "long256", "long512")
 
 
 @pytest.mark.parametrize("file", sorted(path.name for path in (HERE / "simulated").glob("test_*.py")))
@@ -62,26 +66,24 @@ def _missing() -> str:
 
 toolchain = pytest.mark.skipif(bool(_missing()), reason=f"NOT RUN: the toolchain is not installed ({_missing()})")
 
+OTHER = [(True, False), (False, True), (False, False)]  # class weights or a mask, and the gradient
 KEYS: list[tuple[Any, ...]] = [
+    # Every kernel, form and dtype; then in one form each what else a kernel is made for.
     *(("rows", x, "int64", form, True, True) for x in WIDE for form in FORMS),
-    *(("rows", x, "int64", form, False, True) for x in WIDE for form in ("few", "block256")),
-    *(("rows", x, "int64", form, True, False) for x in WIDE for form in ("warp", "long512")),
-    ("rows", "float32", "int32", "block64", True, True),
-    ("rows", "bfloat16", "int32", "block128", True, True),
+    *(("rows", x, "int64", form, False, True) for x in WIDE for form in SHORT),
+    *(("rows", x, "int64", form, True, False) for x in WIDE for form in FORMS),
+    *(("rows", x, "int32", "block256", True, True) for x in WIDE),
     *(("split", x, "", "block512") for x in WIDE),
-    *(("split", x, "int64", "") for x in ("float32", "float64")),
-    *(("soft", x, x, True, True, "scalar block", True, True) for x in WIDE),
-    *(("soft", x, "int64", False, False, "scalar warp", True, True) for x in WIDE),
-    ("soft", "float32", "float32", False, False, "scalar block", True, False),
-    *(("elements", x, x, True, True, True) for x in WIDE),
-    *(("elements", x, "bool", False, True, True) for x in WIDE),
+    *(("split", x, labels, "") for x in WIDE for labels in ("int32", "int64")),
+    *(("soft", x, t, True, form, True) for x in WIDE for t in (x, "int64") for form in FORMS),
+    *(("soft", x, t, True, "block256", True) for x in WIDE for t in ("int32", *WIDE) if t != x),
+    *(("soft", x, t, general, "warp", g) for x in WIDE for t in (x, "int64") for general, g in OTHER),
+    *(("elements", x, x, form, True, True) for x in WIDE for form in ("plain", "scalars")),
+    *(("elements", x, t, "vectors", True, True) for x in WIDE for t in (*WIDE, *WHOLE)),
+    *(("elements", x, x, form, v, not v) for x in WIDE for form in ("plain", "vectors") for v in (True, False)),
     *(("sums", wide) for wide in ("float32", "float64")),
-    *(("transforms", f, x, "") for x in WIDE for f in ("sigmoid", "softplus")),
-    *(("transforms", "softmax", x, "block256") for x in WIDE),
-    ("transforms", "log_softmax", "bfloat16", "warp"),
-    ("transforms", "log_softmax", "float32", "long256"),
-    ("transforms", "logsumexp", "float32", "long512"),
-    ("transforms", "softmax", "float32", "few"),
+    *(("transforms", f, x, "") for x in WIDE for f in ("sigmoid", "log_sigmoid", "softplus")),
+    *(("transforms", f, x, form) for x in WIDE for f in ("softmax", "log_softmax", "logsumexp") for form in FORMS),
 ]
 
 
@@ -137,19 +139,26 @@ def test_every_kernel_compiles_and_spills_no_register(
 @pytest.mark.parametrize("x", WIDE)
 def test_memory_is_read_and_written_16_bytes_at_a_time(x: str) -> None:
     vector = "v2" if x == "float64" else "v4"
-    for key in (("rows", x, "int64", "block256", True, True), ("elements", x, x, True, True, True)):
+    for key in (
+        ("rows", x, "int64", "block256", True, True),
+        ("rows", x, "int64", "few vectors", True, True),
+        ("soft", x, x, True, "block256", True),
+        ("elements", x, x, "plain", True, True),
+        ("elements", x, "bool", "vectors", True, True),
+    ):
         found = _operations(_text(key, (9, 0)))
         assert any(name.startswith(f"ld.global.{vector}.") for name in found), key
         assert any(name.startswith(f"st.global.{vector}.") for name in found), key
-    found = _operations(_text(("rows", x, "int64", "block256", True, True), (9, 0)))
-    assert sum(name.startswith(f"ld.global.{vector}.") for name in found) == 4, "a row is read once"
+    for key in (("rows", x, "int64", "block256", True, True), ("soft", x, "int64", True, "block256", True)):
+        found = _operations(_text(key, (9, 0)))
+        assert sum(name.startswith(f"ld.global.{vector}.") for name in found) == 4, f"{key}: a row is read once"
 
 
 @toolchain
 @pytest.mark.parametrize("x", ["float32", "float16", "bfloat16"])
 def test_arithmetic_is_in_single_precision_with_the_accurate_exponential(x: str) -> None:
     """The exponential is NVIDIA's own of 1 ulp: reduced to [0, 1], ``ex2.approx``, and a product that may underflow."""
-    for key in (("rows", x, "int64", "long256", True, True), ("elements", x, x, True, True, True)):
+    for key in (("rows", x, "int64", "long256", True, True), ("elements", x, x, "plain", True, True)):
         found = _operations(_text(key, (9, 0)))
         assert "ex2.approx.ftz.f32" in found
         assert not any(name in ("fma.rn.ftz.f32", "mul.ftz.f32", "div.full.f32", "lg2.approx.f32") for name in found)
@@ -293,7 +302,7 @@ class Seen(ctypes.Structure):
     _fields_ = (
         *(
             (name, ctypes.c_uint64)
-            for name in "context kernel stream blocks threads dynamic size room launches".split()
+            for name in "context kernel stream blocks threads dynamic size room launches refusal mode loading".split()
         ),
         ("parameters", ctypes.c_char * 512),
         ("name", ctypes.c_char * 512),
@@ -315,6 +324,7 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     for function in cached:
         function.cache_clear()
     monkeypatch.setattr(driver, "_opened", lambda: loaded)
+    monkeypatch.setattr(compiled, "failures", {})
     try:
         with _pretended((9, 0)):
             yield loaded
@@ -338,6 +348,71 @@ def test_a_launch_tells_the_driver_the_stream_the_sizes_and_the_parameters(stub:
     assert stub.depth_of_contexts() == 1, "the user's context is not the current one any more"
     assert seen.code == b"\x7fELF"
     assert b"kernel" in seen.name
+
+
+SUM = SUMS_BLOCK.pack(8, 0, 8, 0, 1, 1.0)
+
+
+@toolchain
+def test_a_kernel_is_made_in_the_context_of_its_device_and_while_a_stream_is_captured(
+    stub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = compiled.ptx
+
+    def written(key: Any, capability: tuple[int, int]) -> str:
+        current = ctypes.c_void_p()
+        stub.cuCtxGetCurrent(ctypes.byref(current))
+        contexts.append(current.value)
+        return real(key, capability)
+
+    contexts: list[int | None] = []
+    monkeypatch.setattr(compiled, "ptx", written)
+    seen = Seen.in_dll(stub, "seen")
+    seen.mode = 0  # forbids to load while any stream is captured
+    kernel = compiled.kernel("sums", "float32")
+    for device in (1, 0):
+        kernel((device, 0), 1, SUM)
+        assert (seen.loading, seen.mode) == (2, 0)
+        assert stub.depth_of_contexts() == 1
+    assert contexts == [0x1001], "the machine code serves both devices, which are alike"
+
+
+@toolchain
+def test_where_machine_code_cannot_be_made_the_driver_gets_the_ptx(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cuda.bindings import nvjitlink
+
+    def older(*arguments: Any) -> None:
+        raise RuntimeError("ERROR_UNSUPPORTED_PTX_VERSION")
+
+    monkeypatch.setattr(nvjitlink, "add_data", older)
+    compiled.kernel("sums", "float32")((0, 0), 1, SUM)
+    seen = Seen.in_dll(stub, "seen")
+    assert seen.launches == 1
+    assert seen.code == _text(("sums", "float32"), (9, 0)).encode()[:4]
+
+
+@toolchain
+@pytest.mark.parametrize(("status", "passing"), [(2, True), (900, True), (222, False)])
+def test_a_refusal_is_remembered_of_that_device_if_it_will_not_pass(
+    stub: Any, monkeypatch: pytest.MonkeyPatch, status: int, passing: bool
+) -> None:
+    made, real = [], compiled.ptx
+    monkeypatch.setattr(compiled, "ptx", lambda *key: (made.append(key), real(*key))[1])
+    seen = Seen.in_dll(stub, "seen")
+    kernel = compiled.kernel("sums", "float32")
+    seen.refusal = status
+    with pytest.raises(Unavailable, match=f"status {status}"):
+        kernel((0, 0), 1, SUM)
+    assert stub.depth_of_contexts() == 1
+    seen.refusal = 0
+    kernel((1, 0), 1, SUM)  # another device
+    if passing:
+        kernel((0, 0), 1, SUM)
+    else:
+        with pytest.raises(Unavailable, match=f"status {status}"):
+            kernel((0, 0), 1, SUM)
+    assert seen.launches == 1 + passing
+    assert len(made) == 1, "compiled again"
 
 
 @toolchain
@@ -373,13 +448,35 @@ def test_the_script_for_a_gpu_runs_dry_and_says_what_it_does_not_run(tmp_path: P
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     document = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
     outcomes = {check["name"]: check["outcome"] for check in document["checks"]}
-    assert outcomes["simulator, value_and_grad: the oracle"] == "passed"
+    assert outcomes["simulator: value_and_grad: the oracle"] == "passed"
+    assert outcomes["numpy: conformance"] == "passed"
+    assert Report.from_json((tmp_path / "gpu-conformance.json").read_text(encoding="utf-8")).conforms
+    assert "<html" in (tmp_path / "gpu-conformance.html").read_text(encoding="utf-8")
     assert all(outcome == "passed" or outcome.startswith("NOT RUN: ") for outcome in outcomes.values())
     for workload in document["workloads"]:
         reasons = {found["name"]: found["not run"] for found in workload["contestants"]}
         assert reasons.pop("polyloss, CuPy") == ""
         assert all(reason.startswith("NOT RUN: ") for reason in reasons.values())
-    assert len(document["bar"]) == 10
+    assert len(document["bar"]) == 29
     assert all(verdict["outcome"].startswith("NOT MEASURED") for verdict in document["bar"])
     for suffix in (".html", ".txt"):
         assert "NOT MEASURED" in (tmp_path / "gpu").with_suffix(suffix).read_text(encoding="utf-8")
+
+
+def test_a_verdict_compares_with_the_fastest_form_of_a_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(HERE.parent)
+    from benchmarks.gpu.contestants import Contestant
+    from benchmarks.gpu.report import verdicts
+    from benchmarks.gpu.timing import Measurement
+    from benchmarks.gpu.workloads import Workload
+
+    times = {"polyloss, CuPy": 1.0, "CuPy by hand": 7.0, "CuPy by hand, fused": 4.0}
+    found = [Measurement(Contestant(name, "cupy"), [seconds]) for name, seconds in times.items()]
+    for factor, verdict in ((3.0, "holds"), (5.0, "MISSED")):
+        workload = Workload("softmax", (8, 10), factors={"polyloss, CuPy": {"CuPy by hand": factor}})
+        ((name, outcome),) = verdicts([(workload, found)])
+        assert name == "softmax 8 x 10 float32, polyloss, CuPy over CuPy by hand"
+        assert outcome == f"{verdict}: 4.00 of {factor:g} times as fast"
+    found[1].seconds, found[2].seconds = [], []
+    ((_, outcome),) = verdicts([(workload, found)])
+    assert outcome.startswith("NOT MEASURED")

@@ -165,3 +165,25 @@ def test_torchs_backward_pass_with_weights_masks_and_any_cotangent(
         half = len(found) // 2
         for one, two in zip(found[:half], found[half:], strict=True):
             agree(one, two, classes, larger=6.0 * (loss is not polyloss.softmax_cross_entropy), note=loss.__name__)
+
+
+@pytest.mark.parametrize("name", ["denominator", "weights"])
+def test_a_tensor_of_a_subclass_beside_plain_ones_is_left_to_the_formula(name: str, ran: list[Any]) -> None:
+    """Nobody knows what its memory holds, and its number may not be there."""
+    torch = pytest.importorskip("torch")
+
+    class Distributed(torch.Tensor):  # type: ignore[misc, name-defined]
+        def _fails(self) -> Any:
+            raise AssertionError("its number, or its memory, was asked for")
+
+        __float__ = data_ptr = _fails
+
+    x, t = torch.linspace(-3, 3, 6), torch.linspace(0, 1, 6)
+    given = torch.tensor(3.0) if name == "denominator" else torch.linspace(1, 2, 6)
+    both = polyloss.value_and_grad(polyloss.sigmoid_cross_entropy)
+    with dispatch.generic():
+        expected = both(x, t, **{name: given})
+    got = both(x, t, **{name: given.as_subclass(Distributed)})
+    assert not ran
+    for one, two in zip(got, expected):
+        torch.testing.assert_close(one.as_subclass(torch.Tensor), two)

@@ -19,7 +19,7 @@ SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 """Whether kernels run in `simulator`, on arrays in host memory."""
 
 failures: dict[tuple[Any, ...], str] = {}
-"""The kernels that could not be compiled, and why."""
+"""The kernels that cannot be made, by key and device, and why."""
 
 Key = tuple[Any, ...]
 _lock = threading.Lock()
@@ -38,9 +38,9 @@ def bounds(key: Key, capability: tuple[int, int]) -> Bounds:
     if key[0] == "sums":
         return Bounds(threads, 1)
     pairs = any(part in ("float16", "bfloat16") for part in key)
-    if "float64" in key:
+    if "float64" in key or key[0] == "soft":
         resident = 512
-    elif key[0] in ("rows", "transforms") and "warp" in key and pairs:  # which unrolls most
+    elif key[0] in ("rows", "transforms") and ("warp" in key or "few vectors" in key) and pairs:  # which unrolls most
         resident = 512 if capability >= (9, 0) else 256
     else:
         resident = 768 if capability >= (9, 0) and "float16" not in key else 512
@@ -55,6 +55,7 @@ def threads_of(key: Key) -> int:
     return form.lanes if form is not None and form.block else 256
 
 
+@functools.cache
 def written(key: Key) -> tuple[Callable[..., None], str]:
     """A kernel as Numba compiles it, and the letters of its parameters."""
     module = importlib.import_module(f"polyloss.backends.cuda.{key[0]}")
@@ -76,32 +77,40 @@ class Kernel:
         self.key = key
         self.threads = threads_of(key)
         self._loaded: dict[int, Any] = {}
-        self._simulated: Callable[..., None] | None = None
+        self._images: dict[tuple[int, int], tuple[str, bytes]] = {}  # by compute capability
 
     def __call__(self, queue: tuple[int, int], blocks: int, parameters: bytes, dynamic: int = 0) -> None:
         """Launches it on a device's stream, with so many bytes of dynamic shared memory for each block."""
         device, stream = queue
-        function = self._loaded.get(device)
-        if function is None:
-            function = self._load(device)
-        function(stream, blocks, self.threads, dynamic, parameters)
+        self.on(device)(stream, blocks, self.threads, dynamic, parameters)
+
+    def on(self, device: int) -> Any:
+        """What launches it on that device. `Unavailable` where it cannot be made."""
+        return self._loaded.get(device) or self._load(device)
 
     def _load(self, device: int) -> Any:
-        if self.key in failures:
-            raise Unavailable(failures[self.key])
         with _lock:
+            if (self.key, device) in failures:
+                raise Unavailable(failures[self.key, device])
             if device not in self._loaded:
                 try:
                     self._loaded[device] = self._simulation() if SIMULATED else self._function(device)
                 except Exception as error:  # a toolchain has many ways to fail, and the formula is right without it
-                    failures[self.key] = f"{type(error).__name__}: {error}"
-                    raise Unavailable(failures[self.key]) from error
+                    reason = f"{type(error).__name__}: {error}"
+                    if not isinstance(error, MemoryError) and not getattr(error, "passing", False):
+                        failures[self.key, device] = reason
+                    raise Unavailable(reason) from error
             return self._loaded[device]
 
     def _function(self, device: int) -> Any:
         from polyloss.backends.cuda import driver
 
-        return driver.function(ptx(self.key, driver.capability(device)), device)
+        capability = driver.capability(device)
+        with driver.making(device):
+            if capability not in self._images:
+                text = ptx(self.key, capability)
+                self._images[capability] = text, driver.image(text, capability)
+            return driver.function(*self._images[capability], device)
 
     def _simulation(self) -> Any:
         from polyloss.backends.cuda import simulator

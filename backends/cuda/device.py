@@ -29,6 +29,7 @@ __all__ = [
     "memory",
     "number",
     "opaque",
+    "runs",
     "scalars",
     "shuffle",
     "thread",
@@ -85,7 +86,8 @@ def vectors(dtype: str, wide: str) -> SimpleNamespace:
     """16 bytes at a time: as ``words`` of 32 bits (float64: of 64) in registers, each of one number or of two halves.
 
     ``load(p, i, held, j)`` brings the i-th vector at an address to place j of an array of words, ``blank`` fills a
-    place with -inf, ``get(held, j, e)`` is its number e, and ``store(p, i, out)`` packs an array of numbers.
+    place with -inf, ``get(held, j, e)`` is its number e, ``drop(held, j, e)`` makes that -inf, and ``store(p, i, out)``
+    packs an array of numbers.
     """
     return _doubles() if dtype == "float64" else _singles() if dtype == "float32" else _pairs(dtype)
 
@@ -106,7 +108,7 @@ def _doubles() -> SimpleNamespace:
     def store(address, i, out):
         store2(address + 16 * i, as_word(out[0]), as_word(out[1]))
 
-    return _vectors(types.uint64, 2, 1, np.uint64(0xFFF0000000000000), load, get, store)
+    return _vectors(types.uint64, 2, np.uint64(0xFFF0000000000000), load, get, store)
 
 
 def _loading_words() -> Any:
@@ -130,7 +132,7 @@ def _singles() -> SimpleNamespace:
     def store(address, i, out):
         store4(address + 16 * i, as_word(out[0]), as_word(out[1]), as_word(out[2]), as_word(out[3]))
 
-    return _vectors(types.uint32, 4, 1, np.uint32(0xFF800000), _loading_words(), get, store)
+    return _vectors(types.uint32, 4, np.uint32(0xFF800000), _loading_words(), get, store)
 
 
 def _pairs(dtype: str) -> SimpleNamespace:
@@ -152,16 +154,39 @@ def _pairs(dtype: str) -> SimpleNamespace:
         )
 
     lowest = np.uint32(0xFC00FC00 if dtype == "float16" else 0xFF80FF80)
-    return _vectors(types.uint32, 4, 2, lowest, _loading_words(), get, store)
+    low, high = np.uint32(0xFFFF), np.uint32(0xFFFF0000)
+
+    @device
+    def drop(held, j, e):
+        w = 4 * j + (e >> 1)
+        held[w] = (held[w] & low) | (lowest & high) if e & 1 else (held[w] & high) | (lowest & low)
+
+    return _vectors(types.uint32, 4, lowest, _loading_words(), get, store, drop)
 
 
-def _vectors(word: Any, words: int, halves: int, lowest: Any, load: Any, get: Any, store: Any) -> SimpleNamespace:
+def _vectors(
+    word: Any, words: int, lowest: Any, load: Any, get: Any, store: Any, drop_half: Any = None
+) -> SimpleNamespace:
     @device
     def blank(held, j):
         for w in range(words):
             held[words * j + w] = lowest
 
-    return SimpleNamespace(word=word, words=words, numbers=words * halves, load=load, blank=blank, get=get, store=store)
+    @device
+    def drop(held, j, e):
+        held[words * j + e] = lowest
+
+    numbers = words if drop_half is None else 2 * words
+    return SimpleNamespace(
+        word=word,
+        words=words,
+        numbers=numbers,
+        load=load,
+        blank=blank,
+        get=get,
+        drop=drop_half or drop,
+        store=store,
+    )
 
 
 @functools.cache
@@ -186,4 +211,33 @@ def scalars(dtype: str, wide: str) -> SimpleNamespace:
     def store(address, i, out):
         write(address, i, out[0])
 
-    return SimpleNamespace(word=getattr(types, wide), words=1, numbers=1, load=load, blank=blank, get=get, store=store)
+    @device
+    def drop(held, j, e):
+        held[j] = lowest
+
+    word = getattr(types, wide)
+    return SimpleNamespace(word=word, words=1, numbers=1, load=load, blank=blank, get=get, drop=drop, store=store)
+
+
+@functools.cache
+def runs(dtype: str, wide: str, count: int) -> Any:
+    """``load(p, i, out)``: the i-th ``count`` numbers at an address, 16 bytes at a time where they are as many."""
+    whole = dtype not in ("float32", "float64", "float16", "bfloat16")
+    chunk, read, real = vectors(wide if whole else dtype, wide), memory(dtype, wide).load, number(wide).real
+    fetch, get, per, vectors_each = chunk.load, chunk.get, chunk.numbers, 0 if whole else count // chunk.numbers
+    Word, W = chunk.word, chunk.words
+
+    @device
+    def load_vectors(address, i, out):
+        words = cuda.local.array(W, Word)
+        for v in range(vectors_each):
+            fetch(address, i * vectors_each + v, words, 0)
+            for e in range(per):
+                out[v * per + e] = real(get(words, 0, e))
+
+    @device
+    def load_numbers(address, i, out):
+        for e in range(count):
+            out[e] = read(address, i * count + e)
+
+    return load_vectors if vectors_each else load_numbers

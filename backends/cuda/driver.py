@@ -11,10 +11,22 @@ import functools
 import re
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["OLDEST", "capability", "cubin", "devices", "function", "library", "shared_memory"]
+__all__ = [
+    "OLDEST",
+    "Refused",
+    "capability",
+    "cubin",
+    "devices",
+    "function",
+    "image",
+    "library",
+    "making",
+    "shared_memory",
+]
 
 OLDEST = (8, 0)
 """The compute capability from which on a pair of halves is rounded in one instruction."""
@@ -22,9 +34,20 @@ OLDEST = (8, 0)
 MINOR, MAJOR, SHARED_OPT_IN = 76, 75, 97  # device attributes
 MAX_DYNAMIC_SHARED, SHARED_CARVEOUT = 8, 9  # function attributes
 POINTER, SIZE, END = 1, 2, 0  # of packed parameters
+RELAXED = 2  # the mode of a capture that forbids the capturing thread nothing
+PASSING = frozenset([2, *range(900, 909)])  # out of memory, or a stream is being captured
 
 _address = ctypes.c_void_p
 _local = threading.local()
+
+
+class Refused(RuntimeError):
+    """What the driver would not do."""
+
+    def __init__(self, what: str, status: int) -> None:
+        super().__init__(f"{what} of the CUDA driver failed with status {status}")
+        self.passing = status in PASSING
+        """Whether it may do it another time."""
 
 
 def _opened() -> Any:
@@ -45,6 +68,7 @@ def library() -> Any:
         "cuModuleLoadData": [_address, ctypes.c_char_p],
         "cuModuleGetFunction": [_address, _address, ctypes.c_char_p],
         "cuFuncSetAttribute": [_address, ctypes.c_int, ctypes.c_int],
+        "cuThreadExchangeStreamCaptureMode": [_address],
         "cuDeviceGet": [_address, ctypes.c_int],
         "cuDeviceGetAttribute": [_address, ctypes.c_int, ctypes.c_int],
         "cuDeviceGetCount": [_address],
@@ -55,7 +79,7 @@ def library() -> Any:
 
 def _check(status: int, what: str) -> None:
     if status:
-        raise RuntimeError(f"{what} of the CUDA driver failed with status {status}")
+        raise Refused(what, status)
 
 
 def devices() -> int:
@@ -92,11 +116,19 @@ def _context(device: int) -> int:
     return context.value or 0
 
 
-def cubin(text: str, capability: tuple[int, int], options: tuple[str, ...] = ()) -> tuple[bytes, str]:
-    """The machine code of PTX, and what its compiler says of it.
+def image(text: str, capability: tuple[int, int]) -> bytes:
+    """What the driver is to load for PTX: machine code by nvJitLink, if that is as new as what wrote the PTX.
 
-    By nvJitLink, which is as new as what wrote the PTX; the driver's own compiler may be older.
+    Otherwise the PTX, for the driver's own compiler.
     """
+    try:
+        return cubin(text, capability)[0]
+    except Exception:  # whatever it was: the driver says whether it can do without
+        return text.encode()
+
+
+def cubin(text: str, capability: tuple[int, int], options: tuple[str, ...] = ()) -> tuple[bytes, str]:
+    """The machine code of PTX by nvJitLink, and what it says of it."""
     from cuda.bindings import nvjitlink
 
     data = text.encode()
@@ -141,6 +173,18 @@ class _Elsewhere:
             _check(library().cuCtxPopCurrent_v2(ctypes.byref(_address())), "cuCtxPopCurrent")
 
 
+@contextmanager
+def making(device: int) -> Iterator[None]:
+    """In it a kernel is made: the device's context is the thread's, which Numba asks, though a stream be captured."""
+    exchange, mode = library().cuThreadExchangeStreamCaptureMode, ctypes.c_int(RELAXED)
+    with _Elsewhere(_context(device)):
+        _check(exchange(ctypes.byref(mode)), "cuThreadExchangeStreamCaptureMode")
+        try:
+            yield
+        finally:
+            _check(exchange(ctypes.byref(mode)), "cuThreadExchangeStreamCaptureMode")
+
+
 class _Packed:
     """Room for the parameters of a launch, which the driver has copied when it returns."""
 
@@ -151,20 +195,21 @@ class _Packed:
         self.extra = (_address * 5)(POINTER, self.at, SIZE, ctypes.addressof(self.size), END)
 
 
-def function(text: str, device: int) -> Callable[[int, int, int, int, bytes], None]:
-    """What launches the kernel in the PTX: ``launch(stream, blocks, threads, dynamic, parameters)``."""
+def function(text: str, code: bytes, device: int) -> Callable[[int, int, int, int, bytes], None]:
+    """What launches a kernel of PTX and its `image`: ``launch(stream, blocks, threads, dynamic, parameters)``.
+
+    To be called while it is `making` for the device.
+    """
     name = re.search(r"\.visible \.entry ([^\s(]+)\(", text)
     assert name is not None
-    code, _ = cubin(text, capability(device))
     driver, context = library(), _context(device)
     module, handle = _address(), _address()
-    with _Elsewhere(context):
-        _check(driver.cuModuleLoadData(ctypes.byref(module), code), "cuModuleLoadData")
-        _check(driver.cuModuleGetFunction(ctypes.byref(handle), module, name[1].encode()), "cuModuleGetFunction")
-        if ".extern .shared" in text:  # more than 48 KiB must be asked for
-            room = _attribute(device, SHARED_OPT_IN) - 4096  # what is static
-            _check(driver.cuFuncSetAttribute(handle, MAX_DYNAMIC_SHARED, room), "cuFuncSetAttribute")
-            _check(driver.cuFuncSetAttribute(handle, SHARED_CARVEOUT, 100), "cuFuncSetAttribute")  # percent
+    _check(driver.cuModuleLoadData(ctypes.byref(module), code), "cuModuleLoadData")
+    _check(driver.cuModuleGetFunction(ctypes.byref(handle), module, name[1].encode()), "cuModuleGetFunction")
+    if ".extern .shared" in text:  # more than 48 KiB must be asked for
+        room = _attribute(device, SHARED_OPT_IN) - 4096  # what is static
+        _check(driver.cuFuncSetAttribute(handle, MAX_DYNAMIC_SHARED, room), "cuFuncSetAttribute")
+        _check(driver.cuFuncSetAttribute(handle, SHARED_CARVEOUT, 100), "cuFuncSetAttribute")  # percent
     launch, kernel, current, move = driver.cuLaunchKernel, handle.value, driver.cuCtxGetCurrent, ctypes.memmove
 
     def run(stream: int, blocks: int, threads: int, dynamic: int, parameters: bytes) -> None:

@@ -1,8 +1,8 @@
 """The softplus cross-entropy of elements: ``a softplus(-x) + b softplus(x)``, value and gradient in one pass.
 
-Operands are [rows, columns] with two strides each, which may be 0. Where all of them are contiguous, and predictions
-and targets have one dtype, a thread takes 16 bytes of each at a time. See `polyloss.primitives.SoftplusCrossEntropy`
-for the formulas.
+Operands are [rows, columns] with two strides each, which may be 0. Where the predictions are contiguous, a thread takes
+16 bytes of them at a time, and of every other operand that is contiguous as many numbers. See
+`polyloss.primitives.SoftplusCrossEntropy` for the formulas.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from polyloss.backends.cuda.device import (
     device,
     memory,
     number,
+    runs,
+    scalars,
     thread,
     threads,
     vectors,
@@ -27,8 +29,11 @@ __all__ = ["PARAMETERS", "build"]
 PARAMETERS = "qqqqqqqqqqqqqqqqqqqqqqqdddd"
 
 
-def build(x: str, t: str, vector: bool, value: bool, gradient: bool) -> Any:
-    """The kernel for predictions and targets of these dtypes."""
+def build(x: str, t: str, form: str, value: bool, gradient: bool) -> Any:
+    """The kernel for predictions and targets of these dtypes.
+
+    The form is "scalars"; "vectors", for contiguous predictions; or "plain", for those with no weights and no mask.
+    """
     wide = "float64" if x == "float64" else "float32"
     m = number(wide)
     real, exp, log1p, ratio, inf, nan = m.real, m.exp, m.log1p, m.ratio, m.inf, m.nan
@@ -57,12 +62,36 @@ def build(x: str, t: str, vector: bool, value: bool, gradient: bool) -> Any:
         far = e * near
         return b * near - a * far if x >= zero else b * far - a * near
 
-    if vector:
-        chunk = vectors(x, wide)
-        Real, Word, E, W = m.type, chunk.word, chunk.numbers, chunk.words
-        fetch, get, put = chunk.load, chunk.get, chunk.store
+    vector, plain = form != "scalars", form == "plain"
+    chunk = vectors(x, wide) if vector else scalars(x, wide)
+    Real, Word, E, W = m.type, chunk.word, chunk.numbers, chunk.words
+    fetch, get, put = chunk.load, chunk.get, chunk.store
 
-    def of_vectors(
+    def filling(dtype: str) -> Any:
+        one_by_one, run = memory(dtype, wide).load, runs(dtype, wide, E)
+
+        @device
+        def fill(at, to_row, to_column, i, columns, out):
+            """``out`` with what an operand has for the i-th vector; 1 where there is no such operand."""
+            if at == 0:
+                for e in range(E):
+                    out[e] = one
+            elif plain or (to_column == 1 and to_row == columns and at & 15 == 0):
+                run(at, i, out)
+            else:
+                row = i * E // columns
+                column = i * E - row * columns
+                for e in range(E):
+                    out[e] = one_by_one(at, row * to_row + column * to_column)
+                    column += 1
+                    if column == columns:
+                        row, column = row + 1, 0
+
+        return fill
+
+    fill_t, fill, fill_flags = filling(t), filling(wide), filling("bool")
+
+    def kernel(
         x_at,
         t_at,
         p_at,
@@ -91,77 +120,43 @@ def build(x: str, t: str, vector: bool, value: bool, gradient: bool) -> Any:
         scale_by,
         divide_by,
     ):
-        xs, ts, out = cuda.local.array(W, Word), cuda.local.array(W, Word), cuda.local.array(E, Real)
         keep, smooth = real(kept), real(smoothing)
         scale = factor_of(scale_by, scale_at, divide_by, divisor_at)
-        whole, total = size // E, 0.0
-        for i in range(block() * threads() + thread(), whole, blocks() * threads()):
-            fetch(x_at, i, xs, 0)
-            if t_at != 0:
-                fetch(t_at, i, ts, 0)
-            s = zero
-            for j in range(E):
-                v = get(xs, 0, j)
-                a, b = coefficients(get(ts, 0, j) if t_at != 0 else one, one, keep, smooth)
-                e = exp(-abs(v))
-                if value:
-                    item = loss(v, a, b, e)
-                    s += item
-                    if items_at != 0:
-                        store(items_at, i * E + j, item)
+        first, total = block() * threads() + thread(), 0.0
+        if vector:
+            xs, ts, out = cuda.local.array(W, Word), cuda.local.array(E, Real), cuda.local.array(E, Real)
+            ps = ts if plain else cuda.local.array(E, Real)
+            ws = ts if plain else cuda.local.array(E, Real)
+            flags = ts if plain else cuda.local.array(E, Real)
+            for i in range(first, size // E, blocks() * threads()):
+                fetch(x_at, i, xs, 0)
+                fill_t(t_at, t0, t1, i, columns, ts)
+                if not plain:
+                    fill(p_at, p0, p1, i, columns, ps)
+                    fill(w_at, w0, w1, i, columns, ws)
+                    fill_flags(keep_at, keep0, keep1, i, columns, flags)
+                s = zero
+                for j in range(E):
+                    v = get(xs, 0, j)
+                    a, b = coefficients(ts[j], one if plain else ps[j], keep, smooth)
+                    e = exp(-abs(v))
+                    if value:
+                        item = loss(v, a, b, e)
+                        if not plain:
+                            item = ws[j] * item if flags[j] != zero else zero
+                        s += item
+                        if items_at != 0:
+                            store(items_at, i * E + j, item)
+                    if gradient:
+                        g = scale * slope(v, a, b, e)
+                        if not plain:
+                            g = ws[j] * g if flags[j] != zero else zero
+                        out[j] = g
+                total += float(s)
                 if gradient:
-                    out[j] = scale * slope(v, a, b, e)
-            total += float(s)
-            if gradient:
-                put(g_at, i, out)
-        i = whole * E + thread()
-        if block() == 0 and i < size:
-            v = load_x(x_at, i)
-            a, b = coefficients(load_t(t_at, i) if t_at != 0 else one, one, keep, smooth)
-            e = exp(-abs(v))
-            if value:
-                item = loss(v, a, b, e)
-                total += float(item)
-                if items_at != 0:
-                    store(items_at, i, item)
-            if gradient:
-                store_x(g_at, i, scale * slope(v, a, b, e))
-        if value:
-            finish(total, sums_at, result_at, divide_by, divisor_at)
-
-    def of_scalars(
-        x_at,
-        t_at,
-        p_at,
-        w_at,
-        keep_at,
-        g_at,
-        items_at,
-        sums_at,
-        result_at,
-        scale_at,
-        divisor_at,
-        size,
-        columns,
-        x0,
-        x1,
-        t0,
-        t1,
-        p0,
-        p1,
-        w0,
-        w1,
-        keep0,
-        keep1,
-        kept,
-        smoothing,
-        scale_by,
-        divide_by,
-    ):
-        keep, smooth = real(kept), real(smoothing)
-        scale = factor_of(scale_by, scale_at, divide_by, divisor_at)
-        total = 0.0
-        for i in range(block() * threads() + thread(), size, blocks() * threads()):
+                    put(g_at, i, out)
+            first += size // E * E
+        for i in range(first, size, blocks() * threads()):
             row = i // columns if columns < size else 0
             column = i - row * columns
             item, g, on = zero, zero, True
@@ -190,4 +185,4 @@ def build(x: str, t: str, vector: bool, value: bool, gradient: bool) -> Any:
         if value:
             finish(total, sums_at, result_at, divide_by, divisor_at)
 
-    return of_vectors if vector else of_scalars
+    return kernel

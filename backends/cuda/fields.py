@@ -34,6 +34,7 @@ class Form(NamedTuple):
 
 FORMS = {
     "few": Form(0, False, False, False, False),
+    "few vectors": Form(0, False, True, False, False),
     "warp": Form(32, False, True, False, False),
     "block64": Form(64, True, True, False, False),
     "block128": Form(128, True, True, False, False),
@@ -48,6 +49,6 @@ FORMS = {
 MOST_BLOCKS = 1 << 14
 """Blocks of a launch; each takes further rows when it is done. So the sums of blocks are few, and always the same."""
 
-ELEMENTS_BLOCK, ROWS_BLOCK, SOFT_BLOCK = Struct("23q4d"), Struct("19q3d"), Struct("16q5d")
+ELEMENTS_BLOCK, ROWS_BLOCK, SOFT_BLOCK = Struct("23q4d"), Struct("19q3d"), Struct("18q5d")
 SPLIT_BLOCK, TRANSFORM_BLOCK, SUMS_BLOCK = Struct("15q2d"), Struct("6q"), Struct("5q1d")
 """How the parameters of each kernel are packed, all of 64 bits; each ``kernel`` names them."""

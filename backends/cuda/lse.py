@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 from polyloss.backends import Array, Gradients, Work
 from polyloss.backends.cuda import compiled
-from polyloss.backends.cuda.call import FLOATS, WHOLE, WIDE, Value, factors, operand, room
+from polyloss.backends.cuda.call import FLOATS, WHOLE, Factors, Value, cast, operand, room
 from polyloss.backends.cuda.fields import BATCH, FORMS, MOST_BLOCKS, ROWS_BLOCK, SOFT_BLOCK, SPLIT_BLOCK
 
 __all__ = ["Lse", "Shape", "shape_of"]
 
 FEW = 128
-"""The most classes that a part of a warp takes, one number at a time."""
+"""The most classes that a part of a warp takes: by vectors where a row is a number of them, else one by one."""
 
 SPLIT = 64
 """The most rows that are split among blocks, where they are long: more of them keep a device busy as they are."""
@@ -40,23 +40,27 @@ class Shape(NamedTuple):
 
 
 @functools.lru_cache(maxsize=512)
-def slices_of(classes: int, size: int, aligned: bool, device: int) -> tuple[Shape, int]:
+def slices_of(classes: int, size: int, aligned: bool, even: bool, device: int) -> tuple[Shape, int]:
     """The form for the gradient alone, and into how many pieces a row is cut."""
     vectors = -(-classes * size // 16)
     most = FORMS["block256"].lanes * BATCH
     if classes <= FEW or not aligned or vectors <= most:
-        return shape_of(classes, size, aligned, device), 1
+        return shape_of(classes, size, aligned, even, device), 1
     return Shape("block256", 256, 0, 0), -(-vectors // most)
 
 
 @functools.lru_cache(maxsize=512)
-def shape_of(classes: int, size: int, aligned: bool, device: int) -> Shape:
-    """The form for rows of so many classes of ``size`` bytes; aligned: logits and gradient alike."""
+def shape_of(classes: int, size: int, aligned: bool, even: bool, device: int) -> Shape:
+    """The form for rows of so many classes of ``size`` bytes.
+
+    ``aligned``: logits and gradient are so alike; ``even``: at the first row, to 16 bytes.
+    """
     if classes <= FEW:
-        lanes = 1
-        while lanes * BATCH < classes:
+        whole = aligned and even and classes * size % 16 == 0
+        lanes, units = 1, classes * size // 16 if whole else classes
+        while lanes * BATCH < units:
             lanes *= 2
-        return Shape("few", lanes, 0, 0)
+        return Shape("few vectors" if whole else "few", lanes, 0, 0)
     if not aligned:
         return Shape("scalar block", 256, 0, 0)
     vectors = -(-classes * size // 16)
@@ -119,13 +123,13 @@ class Lse:
         rows = math.prod(items)
         split = value and not soft and rows <= SPLIT and x.shape[-1] * SIZE[kind] > LONG
         in_place = last and work.disposable and value and gradient and library.is_contiguous(x)
-        in_place = in_place and not (soft or split)
+        in_place = in_place and not split
         x = x if library.is_contiguous(x) else library.contiguous(x)
         g = x if in_place else library.empty(x.shape, x.dtype, x) if gradient else None
         if dense:
             y = y if last else _classes_last(library, y, axis)
         elif target_kind not in ("int32", "int64"):
-            y, target_kind = library.xp.astype(y, library.xp.int64), "int64"
+            y, target_kind = cast(library, y, library.xp.int64), "int64"
         y = y if library.is_contiguous(y) else library.contiguous(y)
         c = c if c is None else operand(work, c, c.shape, work.dtype)
         w = work.weights if work.weights is None else operand(work, work.weights, items, work.dtype)
@@ -157,13 +161,13 @@ class Lse:
         top, others = residuals or (None, None)
         x_at, g_at = at(x), 0 if g is None else at(g)
         aligned = x_at % SIZE[kinds[0]] == 0 and (g is None or (x_at - g_at) % 16 == 0)
-        key, pieces = (classes, SIZE[kinds[0]], aligned, queue[0]), 1
+        key, pieces = (classes, SIZE[kinds[0]], aligned, x_at % 16 == 0, queue[0]), 1
         if value:
             shape = shape_of(*key)
         else:
             shape, pieces = slices_of(*key)
         blocks = shape.blocks(rows * pieces)
-        left, given = Value(work, items, blocks, value), factors(work)
+        left, given = Value(work, queue, items, blocks, value), Factors(work)
         parameters = ROWS_BLOCK.pack(
             x_at,
             at(y),
@@ -190,7 +194,7 @@ class Lse:
         )
         kernel = compiled.kernel("rows", *kinds, shape.form, value, g is not None)
         kernel(queue, blocks, parameters, shape.dynamic)
-        return left.finished(work, queue, WIDE[kinds[0]], blocks, given), residuals or ()
+        return left.finished(work, given), residuals or ()
 
     def _split(
         self,
@@ -209,7 +213,7 @@ class Lse:
         parts = library.empty((4, rows * pieces), work.dtype, x)
         kept = tuple(library.empty((rows,), work.dtype, x) for _ in range(2))
         joiners = -(-rows * 32 // THREADS)
-        left, given = Value(work, items, joiners, True), factors(work)
+        left, given = Value(work, queue, items, joiners, True), Factors(work)
         parameters = SPLIT_BLOCK.pack(
             at(x),
             at(y),
@@ -233,7 +237,7 @@ class Lse:
         compiled.kernel("split", *kinds, "")(queue, joiners, parameters)
         if g is not None:
             self._rows(work, items, arrays, kinds, False, kept)
-        return left.finished(work, queue, WIDE[kinds[0]], joiners, given), kept
+        return left.finished(work, given), kept
 
     def _soft(
         self,
@@ -250,15 +254,18 @@ class Lse:
         classes = x.shape[-1]
         rows = math.prod(items)
         mask, mask_step = (None, 0) if mask is None else _class_mask(work, mask, items, classes)
-        form = "scalar warp" if classes <= 1024 else "scalar block"
-        blocks = min(MOST_BLOCKS, rows if FORMS[form].block else -(-rows * FORMS[form].lanes // THREADS))
-        left, given = Value(work, items, blocks, value), factors(work)
-        e = work.primitive.label_smoothing
         dense = kinds[1] in FLOATS
+        x_at, y_at, g_at, size = at(x), at(y), 0 if g is None else at(g), SIZE[kinds[0]]
+        aligned = g is None or (x_at - g_at) % 16 == 0
+        aligned = aligned and not (dense and (x_at // size - y_at // SIZE[kinds[1]]) % (16 // size))
+        shape = shape_of(classes, size, aligned, x_at % 16 == 0, queue[0])
+        blocks = shape.blocks(rows)
+        left, given = Value(work, queue, items, blocks, value), Factors(work)
+        e = work.primitive.label_smoothing
         parameters = SOFT_BLOCK.pack(
-            at(x),
-            0 if dense else at(y),
-            at(y) if dense else 0,
+            x_at,
+            0 if dense else y_at,
+            y_at if dense else 0,
             0 if c is None else at(c),
             0 if mask is None else at(mask),
             0 if w is None else at(w),
@@ -266,21 +273,23 @@ class Lse:
             left.items_at,
             left.sums_at,
             left.result_at,
-            0 if g is None else at(g),
+            g_at,
             given.scale_at,
             given.divisor_at,
             rows,
             classes,
             mask_step,
+            shape.lanes,
+            shape.shelved,
             1 - e,
             e,
             work.primitive.z_loss,
             given.scale_by,
             given.divide_by,
         )
-        kernel = compiled.kernel("soft", *kinds, mask is not None, c is not None, form, value, g is not None)
-        kernel(queue, blocks, parameters)
-        return left.finished(work, queue, WIDE[kinds[0]], blocks, given), ()
+        general = mask is not None or c is not None
+        compiled.kernel("soft", *kinds, general, shape.form, g is not None)(queue, blocks, parameters, shape.dynamic)
+        return left.finished(work, given), ()
 
 
 def _classes_last(library: Any, x: Array, axis: int) -> Array:

@@ -46,7 +46,7 @@ class _Cuda:
         size = math.prod(x.shape) // classes
         if rows:
             aligned = name == "logsumexp" or (x_at - out_at) % 16 == 0
-            shape = shape_of(classes, SIZE[kind], aligned, queue[0])
+            shape = shape_of(classes, SIZE[kind], aligned, x_at % 16 == 0, queue[0])
             form, blocks = shape.form, shape.blocks(size)
         else:
             shape, form, blocks = Shape("", 1, 0, 0), "", min(MOST_BLOCKS, -(-size // THREADS))

@@ -39,17 +39,18 @@ PARAMETERS = "qqqqqqqqqqqqqqqqqqqddd"
 
 
 @functools.cache
-def row_of(x: str, wide: str, form: Form) -> SimpleNamespace:
+def row_of(x: str, wide: str, form: Form, masked: bool = False) -> SimpleNamespace:
     """What a team does with a row, a batch of vectors for each thread at a time.
 
     A row is some single numbers before the first aligned vector, ``n`` vectors, and some single numbers more: those
-    are the ``edge``, of which each thread holds one, or -inf.
+    are the ``edge``, of which each thread holds one, or -inf. If it is ``masked``, the addresses of a flag for each
+    number are given (0: none), first of the row and then of its vectors; a number whose flag is not set is -inf.
     """
     chunk = vectors(x, wide) if form.vector else scalars(x, wide)
     m, group, long, shelved_too = number(wide), team(wide, form), form.long, form.shelf
     real, exp, maximum, inf, nan = m.real, m.exp, m.maximum, m.inf, m.nan
-    load, blank, get = chunk.load, chunk.blank, chunk.get
-    widest, sum_up = group.maximum, group.sums
+    load, blank, get, drop = chunk.load, chunk.blank, chunk.get, chunk.drop
+    widest, sum_up, flag = group.maximum, group.sums, memory("bool", "int64").load
     E, HELD = chunk.numbers, BATCH * chunk.words
     zero, one = real(0), real(1)
     size = memory(x, wide).size
@@ -70,11 +71,15 @@ def row_of(x: str, wide: str, form: Form) -> SimpleNamespace:
         return int32(k) if k < classes else int32(-1)
 
     @device
-    def gather(base, n, first, lanes, held):
+    def gather(base, n, first, lanes, held, mask):
         for j in range(BATCH):
             i = int32(first + j * lanes)
             if i < n:
                 load(base, i, held, j)
+                if masked and mask != 0:
+                    for e in range(E):
+                        if flag(mask, i * E + e) == 0:
+                            drop(held, j, e)
             else:
                 blank(held, j)
 
@@ -111,14 +116,14 @@ def row_of(x: str, wide: str, form: Form) -> SimpleNamespace:
         return total, lost, tops
 
     @device
-    def statistics(row, head, n, edge, lane, lanes, batches, shelved, held, spare, shelf, scratch):
+    def statistics(row, head, n, edge, lane, lanes, batches, shelved, held, spare, shelf, scratch, mask):
         """The maximum of a row, and what `others_of` takes; ``held`` keeps the first batch."""
         base, step = row + head * size, BATCH * lanes
-        gather(base, n, lane, lanes, held)
+        gather(base, n, lane, lanes, held, mask)
         top = peak(held, edge)
         if long:
             for batch in range(1, batches):
-                gather(base, n, lane + batch * step, lanes, spare)
+                gather(base, n, lane + batch * step, lanes, spare, mask)
                 if shelved_too and batch <= shelved:
                     put(shelf, batch - 1, lane, lanes, spare)
                 top = peak(spare, top)
@@ -133,7 +138,7 @@ def row_of(x: str, wide: str, form: Form) -> SimpleNamespace:
                 if shelved_too and batch <= shelved:
                     take(shelf, batch - 1, lane, lanes, spare)
                 else:
-                    gather(base, n, lane + batch * step, lanes, spare)
+                    gather(base, n, lane + batch * step, lanes, spare, mask)
                 total, lost, tops = sums(spare, top, total, lost, tops)
         total, lost, tops = sum_up(total, lost, tops, lanes, scratch[1], scratch[2], scratch[3])
         return top, total, lost, tops
@@ -287,7 +292,7 @@ def build(x: str, labels: str, form: str, value: bool, gradient: bool) -> Any:
             batches = int32((n + BATCH * size_of_team - 1) // (BATCH * size_of_team)) if long else int32(1)
             if value:
                 top, summed, lost, tops = statistics(
-                    row, head, count, edge, lane, size_of_team, batches, shelved, held, spare, shelf, scratch
+                    row, head, count, edge, lane, size_of_team, batches, shelved, held, spare, shelf, scratch, 0
                 )
                 others = others_of(top, summed, lost, tops)
                 if gradient and not whole_block:  # the gradient may take the place of what another lane has read
@@ -313,12 +318,12 @@ def build(x: str, labels: str, form: str, value: bool, gradient: bool) -> Any:
                 for batch in range(batches):
                     at = int32(lane + batch * BATCH * size_of_team)
                     if not value:
-                        gather(base, count, at, size_of_team, held)
+                        gather(base, count, at, size_of_team, held, 0)
                     elif long and batch > 0:
                         if shelved_too and batch <= shelved:
                             take(shelf, batch - 1, lane, size_of_team, held)
                         else:
-                            gather(base, count, at, size_of_team, held)
+                            gather(base, count, at, size_of_team, held, 0)
                     for j in range(BATCH):
                         i = int32(at + j * size_of_team)
                         if i < n:

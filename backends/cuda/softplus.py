@@ -7,7 +7,7 @@ from typing import Any
 
 from polyloss.backends import Array, Gradients, Work
 from polyloss.backends.cuda import compiled
-from polyloss.backends.cuda.call import FLOATS, WHOLE, WIDE, Value, factors
+from polyloss.backends.cuda.call import FLOATS, WHOLE, WIDE, Factors, Value, cast
 from polyloss.backends.cuda.fields import ELEMENTS_BLOCK, MOST_BLOCKS
 from polyloss.backends.strided import views
 
@@ -49,12 +49,14 @@ class Softplus:
         seen, columns, alive = views(library, shape, size, (x, t, _cast(work, p), _cast(work, work.weights), work.keep))
         g = library.empty(shape, x.dtype, x) if gradient else None
         g_at = 0 if g is None else library.address(g)
-        plain = p is None and work.weights is None and work.keep is None and (t is None or target_kind == kind)
-        plain = plain and columns == size and seen[2] == 1 and (t is None or seen[5] == 1)
-        vector = plain and (seen[0] | seen[3] | g_at) & 15 == 0
-        each = 16 // (8 if kind == "float64" else 4 if kind == "float32" else 2) if vector else 1
+        form = "scalars"
+        if seen[2] == 1 and seen[1] == columns and (seen[0] | g_at) & 15 == 0:
+            plain = p is None and work.weights is None and work.keep is None and columns == size
+            plain = plain and (t is None or (target_kind == kind and seen[5] == 1 and seen[3] & 15 == 0))
+            form = "plain" if plain else "vectors"
+        each = 1 if form == "scalars" else 16 // (8 if kind == "float64" else 4 if kind == "float32" else 2)
         blocks = min(MOST_BLOCKS, max(1, -(-size // (each * THREADS))))
-        left, given = Value(work, shape, blocks, value), factors(work)
+        left, given = Value(work, queue, shape, blocks, value), Factors(work)
         e = work.primitive.label_smoothing
         parameters = ELEMENTS_BLOCK.pack(
             seen[0],
@@ -80,12 +82,12 @@ class Softplus:
             given.scale_by,
             given.divide_by,
         )
-        compiled.kernel("elements", kind, target_kind if t is not None else kind, vector, value, gradient)(
+        compiled.kernel("elements", kind, target_kind if t is not None else kind, form, value, gradient)(
             queue, blocks, parameters
         )
         del alive
-        return left.finished(work, queue, WIDE[kind], blocks, given), (g, None, None)
+        return left.finished(work, given), (g, None, None)
 
 
 def _cast(work: Work, x: Array | None) -> Array | None:
-    return x if x is None or x.dtype == work.dtype else work.library.xp.astype(x, work.dtype)
+    return x if x is None else cast(work.library, x, work.dtype)

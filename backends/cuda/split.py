@@ -87,7 +87,7 @@ def _pieces(x: str, wide: str, form: str) -> Any:
             count = n if on else 0
             batches = int32((n + BATCH * LANES - 1) // (BATCH * LANES)) if long else int32(1)
             top, summed, lost, tops = statistics(
-                row, head, count, edge, lane, LANES, batches, 0, held, spare, held, scratch
+                row, head, count, edge, lane, LANES, batches, 0, held, spare, held, scratch, 0
             )
             if lane == 0:
                 write(parts_at, unit, top)

@@ -89,7 +89,7 @@ def _rows(function: str, x: str, wide: str, form: str) -> Any:
             count = n if on else 0
             batches = int32((n + BATCH * size_of_team - 1) // (BATCH * size_of_team)) if long else int32(1)
             top, summed, lost, tops = statistics(
-                row, head, count, edge, lane, size_of_team, batches, shelved, held, spare, shelf, scratch
+                row, head, count, edge, lane, size_of_team, batches, shelved, held, spare, shelf, scratch, 0
             )
             if is_lse:
                 if on and lane == 0:
@@ -106,7 +106,7 @@ def _rows(function: str, x: str, wide: str, form: str) -> Any:
                         if shelved_too and batch <= shelved:
                             take(shelf, batch - 1, lane, size_of_team, held)
                         else:
-                            gather(base, count, at, size_of_team, held)
+                            gather(base, count, at, size_of_team, held, 0)
                     for j in range(BATCH):
                         i = int32(at + j * size_of_team)
                         if i < n:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import re
 import sys
@@ -16,10 +17,10 @@ RESULTS = Path(__file__).parent.parent / "results"
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--dry-run", action="store_true", help="in the simulator, in small sizes: no result")
-    parser.add_argument("--quick", action="store_true", help="fewer cases of the oracle")
+    parser.add_argument("--level", choices=("quick", "standard", "thorough"), default="quick", help="of conformance")
     parser.add_argument("--only", default="", help="a regular expression that chooses workloads")
     parser.add_argument("--seconds", type=float, default=12, help="for each workload")
-    parser.add_argument("--minutes", type=float, default=9, help="for everything; what is left then is not run")
+    parser.add_argument("--minutes", type=float, default=9, help="until no further workload is begun")
     parser.add_argument("--output", type=Path, default=RESULTS / "gpu", help="without the suffix")
     return parser.parse_args(arguments)
 
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or JAX takes most of the memory for itself
     from benchmarks.gpu import report
     from benchmarks.gpu.contestants import contestants, release
-    from benchmarks.gpu.correctness import Check, checks
+    from benchmarks.gpu.correctness import Check, checks, conforming
     from benchmarks.gpu.libraries import devices
     from benchmarks.gpu.sanitizer import sanitized
     from benchmarks.gpu.timing import measure
@@ -49,11 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for suffix, make in ((".json", report.as_json), (".html", report.as_html), (".txt", report.as_text)):
             options.output.with_suffix(suffix).write_text(make(head, found, results), encoding="utf-8")  # type: ignore[arg-type]
 
-    for library in libraries:
-        for check in checks(library, options.quick or options.dry_run):
-            found.append(check)
-            print(f"{check.outcome[:60]:12} {check.name} ({check.seconds:.1f} s)", flush=True)
-    found += sanitized(libraries, options.dry_run)
+    report_at = options.output.with_name(options.output.name + "-conformance")
+    for check in itertools.chain(
+        *map(checks, libraries),
+        sanitized(libraries, options.dry_run),
+        conforming(libraries, options.level, options.dry_run, report_at),
+    ):
+        found.append(check)
+        print(f"{check.outcome[:60]:12} {check.name} ({check.seconds:.1f} s)", flush=True)
     save()
     for workload in WORKLOADS:
         if not re.search(options.only, workload.name):

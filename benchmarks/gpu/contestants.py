@@ -168,11 +168,8 @@ def _backward(loss: Callable[..., Any]) -> Callable[..., Any]:
 def _copy(w: Workload, device: Device) -> Any:
     import torch
 
-    def make(seed: int) -> Inputs:
-        x = _torch_numbers(w, seed)[0]
-        return x, torch.empty_like(x)
-
-    return make, lambda source, target: target.copy_(source)
+    # Into new memory: everybody else allocates a gradient too.
+    return lambda seed: _torch_numbers(w, seed)[:1], torch.clone
 
 
 def _torch_loss(w: Workload) -> Callable[..., Any]:
@@ -214,11 +211,16 @@ def _jax(w: Workload, device: Device) -> Any:
     return _jax_inputs(w, device), lambda *inputs: jax.block_until_ready(both(*inputs))
 
 
-def _cupy_by_hand(w: Workload, device: Device) -> Any:
+def _compiling_cupy(device: Device) -> Any:
     if device.name == "simulator":
         raise Unfit("CuPy's own compiler needs a GPU")
     import cupy
 
+    return cupy
+
+
+def _cupy_by_hand(w: Workload, device: Device) -> Any:
+    cupy = _compiling_cupy(device)
     if w.loss == "softmax":
         shifted = cupy.ReductionKernel("T x, T m", "T s", "exp(x - m)", "a + b", "s = a", "0", "polyloss_bench_sum")
         slope = cupy.ElementwiseKernel(
@@ -248,6 +250,38 @@ def _cupy_by_hand(w: Workload, device: Device) -> Any:
 
         return _cupy_inputs(w, device), lambda x, t: (items(x, t).mean(), slopes(x, t, cupy.float32(x.size)))
     raise Unfit("nobody writes that by hand")
+
+
+def _cupy_fused(w: Workload, device: Device) -> Any:
+    cupy = _compiling_cupy(device)
+    if w.loss != "softmax":
+        raise Unfit("the other one is fused already")
+
+    @cupy.fuse()
+    def exponentials(x: Any, m: Any) -> Any:
+        return cupy.exp(x - m)
+
+    @cupy.fuse()
+    def slopes(e: Any, s: Any, hot: Any, n: Any) -> Any:
+        return (e / s - hot) / n
+
+    def softmax(x: Any, y: Any) -> Any:
+        m = x.max(axis=1, keepdims=True)
+        e = exponentials(x, m)
+        s = e.sum(axis=1, keepdims=True)
+        loss = (cupy.log(s) + m)[:, 0] - x[cupy.arange(len(x)), y]
+        return loss.mean(), slopes(e, s, y[:, None] == cupy.arange(x.shape[1]), cupy.float32(len(x)))
+
+    return _cupy_inputs(w, device), softmax
+
+
+def _cupy_jit(w: Workload, device: Device) -> Any:
+    cupy = _compiling_cupy(device)
+    from benchmarks.gpu.cupy_softmax import cross_entropy
+
+    if w.loss != "softmax" or w.dtype != "float32":
+        raise Unfit("written for the softmax in float32 alone")
+    return _cupy_inputs(w, device), cross_entropy(cupy)
 
 
 def _liger(w: Workload, device: Device) -> Any:
@@ -288,6 +322,8 @@ TABLE: tuple[tuple[str, str, Callable[[Workload, Device], Any]], ...] = (
     ("torch.compile", "torch", _compiled),
     ("JAX jit, optax", "jax", _jax),
     ("CuPy by hand", "cupy", _cupy_by_hand),
+    ("CuPy by hand, fused", "cupy", _cupy_fused),
+    ("CuPy by hand, cupyx.jit", "cupy", _cupy_jit),
     ("Liger-Kernel", "torch", _liger),
     ("Liger-Kernel, in place", "torch", _liger_in_place),
     ("Triton by hand", "torch", _triton),

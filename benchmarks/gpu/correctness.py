@@ -1,22 +1,25 @@
-"""Whether the GPU's numbers are right: the oracle's cases, and what only a GPU can show."""
+"""Whether the GPU's numbers are right: conformance, with a report of its own, and what only a GPU can show."""
 
 from __future__ import annotations
 
 import inspect
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
 import polyloss
 from benchmarks.gpu.libraries import Device
-from polyloss.conformance.exact import LINES, ROWS, Case, shares
+from polyloss import conformance
+from polyloss.conformance.exact import LINES, ROWS, shares
 from polyloss.conformance.grid import VARIANTS, grid
+from polyloss.conformance.html import page
+from polyloss.dispatch import generic
 
-__all__ = ["Check", "checks"]
+__all__ = ["Check", "checks", "conforming"]
 
 LOSSES = tuple(name for name in VARIANTS if name not in (*LINES, *ROWS))
 
@@ -46,67 +49,52 @@ class Unasked(Exception):
     """The question cannot be asked here, for this reason."""
 
 
-# What conformance knows. This one function is all that this script takes from its engine.
+def conforming(devices: Sequence[Device], level: str, dry: bool, output: Path) -> Iterator[Check]:
+    """Conformance of each library, with kernels and compiled, in every dtype; it leaves a report at ``output``."""
+    libraries = [device.name for device in devices if not device.reason and device.name != "simulator"]
+    if not libraries and not dry:
+        yield Check("conformance", "NOT RUN: no library can be used")
+        return
+    start = time.perf_counter()
+    if dry:  # one cell, in host memory
+        report = conformance.check("numpy", loss="bpr", dtype="float32", path="kernel", only="accuracy", level="quick")
+    else:
+        paths = "kernel", "jit"
+        report = conformance.check(libraries, device="cuda", path=paths, level=level)  # type: ignore[arg-type]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    report.save(output.with_suffix(".json"))
+    output.with_suffix(".html").write_text(page(report), encoding="utf-8")
+    for library in ["numpy"] if dry else libraries:
+        cells = [cell for cell in report.cells if cell.library == library]
+        failed = [cell.name for cell in cells if cell.status == "failed"]
+        passed = sum(cell.status == "passed" for cell in cells)
+        outcome = f"FAILED: {', '.join(failed)[:300]}" if failed else "passed" if passed else "NOT RUN: see its report"
+        worst = max((cell.share for cell in cells if cell.share is not None), default=0.0)
+        detail = f"{passed} of {len(cells)} cells, at most {worst:.2f} of a budget"
+        yield Check(f"{library}: conformance", outcome, time.perf_counter() - start, detail)
 
 
-def _shares(device: Device, quick: bool, evaluate: Callable[[Case], tuple[Any, Any]]) -> str:
+# The simulator, which conformance does not know.
+
+
+def _oracle(device: Device) -> str:
     """The largest share of its budget that any case has used."""
     worst, where = 0.0, ""
-    for function, dtype in itertools.product(LOSSES, ("float32", "float64")):
-        for name, case in grid(function, dtype, "quick" if quick else "standard").items():
-            if quick and name == "batch":
+    for function, dtype in itertools.product(LOSSES, ("float32", "float64", "float16")):
+        for name, case in grid(function, dtype, "quick").items():
+            if name == "batch":  # more rows than it has time for
                 continue
+            wrt = list(inspect.signature(case.loss).parameters)[case.wrt]
+            options = {key: device.to_device(x) for key, x in case.options.items()}
             with device.scope():
-                items, gradient = map(device.to_host, evaluate(case))
+                both = polyloss.value_and_grad(case.loss, wrt)
+                found = both(*map(device.to_device, case.arrays), reduction="none", **options)
+                items, gradient = map(device.to_host, found)
             used = max(one.used for one in shares(case, device.name, items, gradient))
             if not used <= worst:
                 worst, where = used, f"{function}, {dtype}, {name}"
     assert worst <= 1, f"{where} uses {worst:.2f} of its budget"
     return f"at most {worst:.2f} of the budget ({where})"
-
-
-def _given(device: Device, case: Case) -> tuple[list[Any], dict[str, Any]]:
-    return [device.to_device(x) for x in case.arrays], {name: device.to_device(x) for name, x in case.options.items()}
-
-
-def _formula(device: Device) -> Callable[[Case], tuple[Any, Any]]:
-    def evaluate(case: Case) -> tuple[Any, Any]:
-        arrays, options = _given(device, case)
-        name = list(inspect.signature(case.loss).parameters)[case.wrt]
-        result: tuple[Any, Any] = polyloss.value_and_grad(case.loss, name)(*arrays, reduction="none", **options)
-        return result
-
-    return evaluate
-
-
-def _backward(device: Device) -> Callable[[Case], tuple[Any, Any]]:
-    def evaluate(case: Case) -> tuple[Any, Any]:
-        arrays, options = _given(device, case)
-        arrays[case.wrt].requires_grad_()
-        items = case.loss(*arrays, reduction="none", **options)
-        items.sum().backward()
-        return items, arrays[case.wrt].grad
-
-    return evaluate
-
-
-def _jitted(device: Device) -> Callable[[Case], tuple[Any, Any]]:
-    def evaluate(case: Case) -> tuple[Any, Any]:
-        import jax
-
-        arrays, options = _given(device, case)
-
-        def both(x: Any) -> Any:
-            def items(x: Any) -> Any:
-                return case.loss(*arrays[: case.wrt], x, *arrays[case.wrt + 1 :], reduction="none", **options)
-
-            value, pull = jax.vjp(items, x)
-            return value, pull(jax.numpy.ones_like(value))[0]
-
-        result: tuple[Any, Any] = jax.jit(both)(arrays[case.wrt])
-        return result
-
-    return evaluate
 
 
 # What only a GPU can show.
@@ -244,6 +232,27 @@ def _second_device(device: Device) -> str:
     return ""
 
 
+def _second_device_cupy(device: Device) -> str:
+    import cupy
+
+    if cupy.cuda.runtime.getDeviceCount() < 2:
+        raise Unasked("there is one device")
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((64, 100)).astype(np.float32), rng.integers(0, 100, 64).astype(np.int8)
+    found = []
+    for number in (0, 1):
+        with cupy.cuda.Device(number):
+            given = cupy.asarray(x), cupy.asarray(y), cupy.asarray(x[:, 0] > 0)
+        both = polyloss.value_and_grad(polyloss.softmax_cross_entropy)  # by a kernel, and by the formula
+        found.append([cupy.asnumpy(a) for a in both(*given[:2], where=given[2])])
+        assert both(*given[:2])[1].device.id == number
+        with generic():
+            assert both(*given[:2])[1].device.id == number
+    assert cupy.cuda.Device().id == 0
+    assert all(np.array_equal(a, b) for a, b in zip(*found))
+    return ""
+
+
 EVERYWHERE = {
     "kernels are taken": _takes_kernels,
     "labels out of range make their rows NaN": _labels_out_of_range,
@@ -257,24 +266,24 @@ TORCH = {
 }
 
 
-def checks(device: Device, quick: bool) -> Iterator[Check]:
-    """All that is asked of one library."""
+CUPY = {
+    "another stream": _other_stream_cupy,
+    "a second device": _second_device_cupy,
+}
+
+
+def checks(device: Device) -> Iterator[Check]:
+    """All that is asked of one library beside conformance."""
     if device.reason:
         yield Check(device.name, device.reason)
         return
-    routes = {"value_and_grad": _formula(device)}
-    if device.name == "torch":
-        routes["backward"] = _backward(device)
-    if device.name == "jax":
-        routes["jit"] = _jitted(device)
-    for title, evaluate in routes.items():
-        yield _asked(f"{device.name}, {title}: the oracle", lambda e=evaluate: _shares(device, quick, e))  # type: ignore[misc]
     questions = {} if device.name == "jax" else dict(EVERYWHERE)
+    if device.name == "simulator":
+        questions = {"value_and_grad: the oracle": _oracle} | questions
+        del questions["the same bits again"]
     if device.name == "torch":
         questions |= TORCH
     if device.name == "cupy":
-        questions["another stream"] = _other_stream_cupy
+        questions |= CUPY
     for title, question in questions.items():
-        if quick and title == "the same bits again" and device.name == "simulator":
-            continue
         yield _asked(f"{device.name}: {title}", lambda q=question: q(device))  # type: ignore[misc]

@@ -84,6 +84,8 @@ def verdicts(results: Results) -> list[tuple[str, str]]:
                         workload, m, share >= workload.share, f"{share:.0%} of {workload.share:.0%} of a copy", share
                     )
                 )
+            for peer, factor in workload.factors.get(m.contestant.name, {}).items():
+                found.append(_over(workload, m, peer, factor, measurements))
             if not math.isnan(workload.microseconds):
                 taken = 1e6 * m.returns
                 found.append(
@@ -96,6 +98,20 @@ def verdicts(results: Results) -> list[tuple[str, str]]:
                     )
                 )
     return found
+
+
+def _over(
+    workload: Workload, m: Measurement, peer: str, factor: float, measurements: Sequence[Measurement]
+) -> tuple[str, str]:
+    """How many times as fast as a peer, in the fastest of its forms ("peer, ...")."""
+    forms = [other for other in measurements if other.contestant.name.partition(",")[0] == peer]
+    times = [other.median for other in forms if other.seconds]
+    found = min(times, default=math.nan) / m.median
+    name = f"{workload.name}, {m.contestant.name} over {peer}"
+    if math.isnan(found):
+        reason = m.reason or next((other.reason for other in forms if other.reason), "a dry run")
+        return name, f"NOT MEASURED ({reason})"
+    return name, f"{'holds' if found >= factor else 'MISSED'}: {found:.2f} of {factor:g} times as fast"
 
 
 def _verdict(workload: Workload, m: Measurement, holds: bool, text: str, number: float) -> tuple[str, str]:

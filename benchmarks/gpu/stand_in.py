@@ -1,7 +1,8 @@
 """A stand-in for CuPy: arrays of NumPy that pretend to be on a device.
 
 Nobody may look at their numbers: `bool`, `float`, `item` and the like are what would stall a GPU. Their memory can be
-reached by kernels alone, in the simulator, and inputs cannot be written.
+reached by kernels alone, in the simulator, and inputs cannot be written. They are computed with in the library's scope
+alone, which makes their device the current one.
 """
 
 from __future__ import annotations
@@ -32,12 +33,48 @@ def _stalls(*args: Any, **kwargs: Any) -> Any:
 class DeviceArray(np.ndarray):
     __bool__ = __float__ = __int__ = __index__ = __complex__ = item = tolist = _stalls
 
+    def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any:
+        _computes()
+        return super().__array_wrap__(array, context, False)
+
+    def __array_function__(self, function: Any, *args: Any) -> Any:
+        if function not in VIEWS:
+            _computes()
+        return super().__array_function__(function, *args)
+
+    def astype(self, *args: Any, **kwargs: Any) -> Any:
+        _computes()
+        return super().astype(*args, **kwargs)
+
+
+VIEWS = (np.broadcast_to, np.expand_dims, np.permute_dims, np.reshape, np.shape, np.transpose)
+"""What computes nothing, so that any device may be the current one."""
+
+
+def _computes() -> None:
+    if LIBRARY.allow is not None and not LIBRARY.current:
+        raise Elsewhere("another device is the current one")
+
+
+class Elsewhere(AssertionError):
+    """Something was computed outside the library's scope."""
+
 
 class Device(Library):
     def __init__(self) -> None:
         super().__init__(array_api_compat.numpy)
         self.allow: Callable[[np.ndarray, bool], None] | None = None
         self.launched = 0
+        self.current = 0  # scopes that have been entered
+
+    @contextmanager
+    def scope(self, x: Array) -> Iterator[None]:
+        self.current += 1
+        try:
+            with np.errstate(all="ignore"):
+                yield
+        finally:
+            self.current -= 1
 
     def signature(self, x: Array) -> Any:
         return (x.dtype, x.shape, "device") if type(x) is DeviceArray else None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 __all__ = ["WORKLOADS", "Workload"]
 
@@ -19,6 +20,7 @@ class Workload:
     dtype: str = "float32"
     share: float = math.nan  # of the bandwidth of a device-to-device copy, at least
     microseconds: float = math.nan  # for a call, until it returns, at most
+    factors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # of ours: how much faster than peers
 
     @property
     def name(self) -> str:
@@ -38,17 +40,23 @@ class Workload:
         """The same in a size for a dry run."""
         rows = (6, 40) if len(self.shape) > 1 else (40,)
         shape = tuple(min(n, most) for n, most in zip(self.shape, rows))
-        return Workload(self.loss, shape, self.dtype, self.share, self.microseconds)
+        return replace(self, shape=shape)
 
+
+OF_TORCH = {"polyloss, torch": {"torch": 2.5, "torch.compile": 1.0, "Liger-Kernel": 1.0}}
+OF_CUPY = {"polyloss, CuPy": {"CuPy by hand": 5.0}}
 
 WORKLOADS = (
-    Workload("softmax", (32_768, 4_096), share=0.85),
-    Workload("softmax", (8_192, 32_000), share=0.85),
+    Workload("softmax", (32_768, 4_096), share=0.85, factors=OF_TORCH),
+    Workload("softmax", (8_192, 32_000), share=0.85, factors=OF_TORCH),
+    Workload("softmax", (32_768, 4_096), "bfloat16", share=0.85, factors=OF_TORCH),
+    Workload("softmax", (8_192, 32_000), "bfloat16", share=0.85, factors=OF_TORCH),
     Workload("softmax", (8_192, 128_256), "bfloat16", share=0.80),
-    Workload("softmax", (32_768, 4_096), "bfloat16"),
+    Workload("softmax", (8_192, 1_000), factors=OF_CUPY),
     Workload("softmax", (1_048_576, 10)),
     Workload("softmax", (16, 262_144)),
     Workload("sigmoid", (268_435_456,), share=0.90),
+    Workload("sigmoid", (268_435_456,), "bfloat16", share=0.90),
     Workload("info_nce", (8_192, 512)),
     Workload("softmax", (64, 10), microseconds=60),
 )

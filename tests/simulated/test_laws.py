@@ -21,7 +21,9 @@ INF, NAN = math.inf, math.nan
 FORMS = {  # classes, by the form of the kernel that they take
     "one": 1,
     "few": 10,
-    "few, all lanes": 128,
+    "few, all lanes": 127,
+    "few vectors": 24,
+    "few vectors, more lanes": 128,
     "warp": 131,
     "warp, aligned": 256,
     "block64": 1040,
@@ -158,14 +160,55 @@ def test_a_masked_row_adds_nothing_whatever_it_holds(form: str, dtype: str) -> N
     check(polyloss.softmax_cross_entropy, x, y, ignore_index=-100, class_weights=c, z_loss=0.1, classes=k)
 
 
-@pytest.mark.parametrize("k", [4, 40, 1100])
+def probabilities(n: int, k: int, seed: int = 1) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    t = rng.random((n, k)) * (rng.random((n, k)) < 0.5)
+    return (t / np.maximum(t.sum(-1, keepdims=True), 1e-9)).astype(np.float32)
+
+
+@pytest.mark.parametrize("form", ["long256", "scalar block"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_long_rows_with_soft_targets(form: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    k = 256 * 4 * 16 // dtype_of(dtype).itemsize * 3 + 5 if form == "long256" else 1500
+    shelved = 1 if form == "long256" else 0
+    monkeypatch.setattr(lse, "shape_of", lambda *key: lse.Shape(form, 256, shelved, shelved * 256 * 64))
+    x, y = logits(2, k, dtype)
+    t, c = probabilities(2, k).astype(dtype_of(dtype)), np.linspace(0.5, 1.5, k).astype(np.float32)
+    for target, options in ((t, {}), (y, {"label_smoothing": 0.1, "class_weights": c, "class_mask": c > 0.6})):
+        check(polyloss.softmax_cross_entropy, x, target, classes=k, larger=2.0, **options)
+
+
+@pytest.mark.parametrize("targets", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_soft_targets_of_every_dtype(dtype: str, targets: str) -> None:
+    x, t = logits(3, 133, dtype)[0], probabilities(3, 133).astype(dtype_of(targets))
+    check(polyloss.softmax_cross_entropy, x, t, classes=133, larger=2.0)
+
+
+def test_soft_targets_that_are_not_aligned_as_the_logits_are() -> None:
+    x, t = logits(3, 133, "float32")[0], probabilities(3, 133)
+    for offset in range(4):
+        base = np.zeros(t.size + 8, t.dtype)
+        view = base[offset : offset + t.size].reshape(t.shape)
+        view[...] = t
+        check(polyloss.softmax_cross_entropy, x, view, classes=133, larger=2.0)
+
+
+def test_several_largest_logits_with_soft_targets() -> None:
+    for k in (4, 40, 300):
+        x = np.zeros((3, k), np.float32)
+        x[1, 2:] = -1
+        t = probabilities(3, k)
+        t[2] = np.arange(k) == 1
+        check(polyloss.softmax_cross_entropy, x, t, classes=k, larger=2.0)
+
+
+@pytest.mark.parametrize("k", [4, 40, 133, 1100])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_soft_targets_smoothing_class_weights_and_masks(k: int, dtype: str) -> None:
     n = 5 if k < 1000 else 2
     x, y = logits(n, k, dtype)
-    rng = np.random.default_rng(1)
-    t = rng.random((n, k)) * (rng.random((n, k)) < 0.5)
-    t = (t / np.maximum(t.sum(-1, keepdims=True), 1e-9)).astype(np.float32)
+    t, rng = probabilities(n, k), np.random.default_rng(1)
     c = (rng.random(k) + 0.5).astype(np.float32)
     mask = rng.random((n, k)) < 0.8
     mask[:, 0] = True
@@ -194,9 +237,10 @@ def test_elements(size: int, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("targets", ["bool", "int8", "uint64", "float16", "float64"])
-def test_elements_with_weights_and_masks_of_every_shape(targets: str) -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_elements_with_weights_and_masks_of_every_shape(dtype: str, targets: str) -> None:
     rng = np.random.default_rng(0)
-    x = (5 * rng.standard_normal((4, 5, 3))).astype(np.float32)
+    x = (5 * rng.standard_normal((4, 5, 3))).astype(dtype_of(dtype))
     t = rng.integers(0, 2, x.shape).astype(targets)
     p = np.array([0.5, 2.0, 3.0], np.float32)
     keep = rng.random((4, 5)) < 0.7
@@ -307,3 +351,23 @@ def test_a_call_of_a_few_rows_is_one_launch(monkeypatch: pytest.MonkeyPatch) -> 
     with launching():
         polyloss.value_and_grad(polyloss.softmax_cross_entropy)(to_device(x), to_device(y))
     assert len(launched) == 1
+
+
+@pytest.mark.parametrize("missing", ["sums", "rows"])
+def test_a_kernel_that_cannot_be_made_leaves_the_formula_its_scores(
+    missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradient takes their place: whatever comes after its kernel must have been made before."""
+    compiled.kernel.cache_clear()
+    monkeypatch.setattr(compiled, "failures", {(("sums", "float32"), 0): "no"})
+    if missing == "rows":
+        monkeypatch.setattr(compiled, "failures", {(("rows", "float32", "int64", "warp", True, True), 0): "no"})
+    q, p = np.random.default_rng(0).standard_normal((2, 140, 3)).astype(np.float32)
+    both = polyloss.value_and_grad(polyloss.info_nce, ("queries", "positives"))
+    with launching():
+        value, slopes = both(to_device(q), to_device(p), temperature=0.1)
+    compiled.kernel.cache_clear()
+    expected, others = both(q, p, temperature=0.1)
+    np.testing.assert_allclose(to_host(value), expected, rtol=1e-5)
+    for one, two in zip(slopes, others):
+        np.testing.assert_allclose(to_host(one), two, rtol=1e-4, atol=1e-7)

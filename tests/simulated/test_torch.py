@@ -115,3 +115,25 @@ def test_a_call_like_an_earlier_one_is_replayed(launched: list[Any]) -> None:
     launched.clear()
     np.testing.assert_array_equal(to_numpy(polyloss.softmax_cross_entropy(x, y)), to_numpy(first))
     assert len(launched) == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"reduction": "none"}, {"ignore_index": 3}], ids=str)
+def test_where_the_kernel_of_the_gradient_cannot_be_made_the_formula_computes_it(
+    options: dict[str, Any], launched: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import polyloss.backends.torch as rule
+
+    compiled.kernel.cache_clear()
+    monkeypatch.setattr(rule, "SMALL", 0)
+    monkeypatch.setattr(compiled, "failures", {(("rows", "float32", "int64", "few", False, True), 0): "no"})
+    x, y = _case()
+    given = [x.requires_grad_(), x.detach().clone().requires_grad_()]
+    items = polyloss.softmax_cross_entropy(given[0], y, **options)
+    assert launched
+    with polyloss.dispatch.generic():
+        others = polyloss.softmax_cross_entropy(given[1], y, **options)
+    cotangent = torch.rand(items.shape)
+    for loss in (items, others):
+        loss.backward(cotangent)
+    compiled.kernel.cache_clear()
+    np.testing.assert_allclose(to_numpy(given[0].grad), to_numpy(given[1].grad), rtol=1e-5, atol=1e-9)
