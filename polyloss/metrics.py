@@ -150,7 +150,7 @@ def f1(
     targets : array, the shape of ``scores``
         0 or 1, of any real dtype.
     threshold : float
-        Required, because 0 is right for logits and 0.5 for probabilities.
+        Required, because 0 is right for logits and 0.5 for probabilities. It is compared in the dtype of the scores.
     average : {"binary", "micro", "macro", "weighted", "none"}, default "binary"
         ``"binary"`` and ``"micro"``: all elements are one set. The others take the last axis as labels: ``"none"``
         gives the f1 of each, ``"macro"`` their mean, ``"weighted"`` their mean by the weight of the positives.
@@ -174,11 +174,12 @@ def f1(
     """
     call = Call(scores=scores, targets=targets, weights=weights, where=where)
     sample = Sample(call, "scores", scores, weights, where)
-    yes, limit = sample.binary(targets), number("threshold", threshold)
+    yes = sample.binary(targets)
+    number("threshold", threshold)  # an integer stays as it is: a float may not hold it
     per_label = choice("average", average, AVERAGES) not in ("binary", "micro")
     if per_label and sample.x.ndim == 0:
         raise ValueError(f"scores must have labels on the last axis for average={average!r}, got shape ()")
-    xp, said = call.xp, sample.above(limit)
+    xp, said = call.xp, sample.above(threshold)
     axes = tuple(range(sample.x.ndim - 1)) if per_label else None
     both, true, claimed = (xp.sum(sample.wide(sample.counts(x)), axis=axes) for x in (yes & said, yes, said))
     score = ratio(call, 2 * both, true + claimed)

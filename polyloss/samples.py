@@ -47,9 +47,15 @@ def read(call: Call, name: str, value: Any) -> tuple[Array, Array | None]:
         return x, x != x
     call.dtype = call.library.float_dtype(np.empty(0))
     if call.xp.isdtype(x.dtype, ("bool", "unsigned integer")):  # which not every library can sort
-        x = call.signed(x)
-        call.valid(name, x, x < 0, f"below {call.xp.iinfo(x.dtype).max}", given=value)
+        shift, x = _shift(call, x), call.xp.astype(x, call.library.index_dtype())
+        x = x ^ -shift if shift else x
     return x, None
+
+
+def _shift(call: Call, x: Array) -> int:
+    """What `read` subtracts from integers whose sign bit is a digit, so that they keep their order."""
+    xp, bits = call.xp, call.xp.iinfo(call.library.index_dtype()).bits
+    return 1 << (bits - 1) if xp.isdtype(x.dtype, "unsigned integer") and xp.iinfo(x.dtype).bits >= bits else 0
 
 
 def indices(call: Call, name: str, value: Any) -> Array:
@@ -89,6 +95,7 @@ class Sample:
     def __init__(self, call: Call, name: str, scores: Any, weights: Any, where: Any) -> None:
         self.call, self.name = call, name
         x, undefined = read(call, name, scores)
+        self._shift = _shift(call, call.array_and_kind(name, scores)[0])
         self.keep = None if where is None else call.leading("where", call.boolean("where", where), x)
         self.weights = None
         if weights is not None:
@@ -117,16 +124,14 @@ class Sample:
         return call.valid("relevance", r, r < 0, "at least 0")
 
     def above(self, limit: float) -> Array:
-        """Which scores are above it, without rounding a signed integer; floating scores meet it in their own dtype."""
-        xp, x = self.call.xp, self.x
-        if xp.isdtype(x.dtype, "real floating"):
-            return x > limit
-        if not xp.isdtype(x.dtype, "signed integer"):  # those without a sign lack comparisons in torch
-            return self.wide(x) > limit
-        info, whole = xp.iinfo(x.dtype), math.floor(limit)
+        """Which scores are above it, in their own dtype: floating ones round the limit, integers are not rounded."""
+        call, x = self.call, self.x
+        if call.xp.isdtype(x.dtype, "real floating"):
+            return x > call.rounded(self.name, np.asarray(float(limit)))
+        info, whole = call.xp.iinfo(x.dtype), math.floor(limit) - self._shift
         if whole < info.min:
-            return xp.ones_like(x, dtype=xp.bool)
-        return xp.zeros_like(x, dtype=xp.bool) if whole >= info.max else x > whole
+            return call.xp.ones_like(x, dtype=call.xp.bool)
+        return call.xp.zeros_like(x, dtype=call.xp.bool) if whole >= info.max else x > whole
 
     def counts(self, which: Array) -> Array:
         """What these items weigh, the others 0: booleans where nothing weighs."""
