@@ -50,7 +50,7 @@ PAIR_LOSSES = (polyloss.bpr, polyloss.pairwise_hinge, partial(polyloss.pairwise_
 
 def adds_up(change: Any) -> None:
     scale = abs(change.before) + abs(change.after)
-    assert sum(part.change for part in change.parts) == pytest.approx(change.change, abs=1e-14 * scale)
+    assert math.fsum(part.change for part in change.parts) == change.change
     assert change.after - change.before == pytest.approx(change.change, abs=1e-14 * scale)
     assert sum(part.count for part in change.parts) == change.count
     assert 0 <= change.fall_could_move <= change.fall * (1 + 1e-12)
@@ -108,11 +108,11 @@ def test_where_no_pair_could_have_moved_the_metric_it_has_not(metric: Any, seed:
     """Lists are picked one by one, so that many have no such pair."""
     before, after, t, _ = lists(seed, ties=2)
     after = before + np.where(np.random.default_rng(seed).random(before.shape) < 0.1, 0.5, 0.0) * (1 + before)
+    grades = np.random.default_rng(seed).integers(0, 4, t.shape) / 4
     for loss in (polyloss.bpr, polyloss.sigmoid_cross_entropy):
-        if loss is polyloss.sigmoid_cross_entropy and isinstance(metric, partial):
-            continue
         for i in range(3):
-            change = explain_change(before[i], after[i], t[i], loss=loss, metric=metric)
+            relevance = t[i] if metric is polyloss.roc_auc else grades[i]
+            change = explain_change(before[i], after[i], relevance, loss=loss, metric=metric)
             if all(part.could_move == 0 for part in change.parts):
                 assert change.metric_after == pytest.approx(change.metric_before, rel=1e-13, nan_ok=True)
 
@@ -144,6 +144,73 @@ def test_right_items_that_are_pushed_further_move_no_metric() -> None:
     nothing = explain_change(before, before, before > 0, loss=polyloss.sigmoid_cross_entropy)
     assert math.isnan(nothing.could_move)
     assert nothing["unchanged"].count == 4
+
+
+SMOOTH = {
+    "sigmoid": (partial(polyloss.sigmoid_cross_entropy, label_smoothing=0.3), np.array([2.0]), np.array([1])),
+    "softmax": (
+        partial(polyloss.softmax_cross_entropy, label_smoothing=0.3),
+        np.array([[2.0, 0.0, 0.0]]),
+        np.array([0]),
+    ),
+    "z": (partial(polyloss.softmax_cross_entropy, z_loss=1.0), np.array([[2.0, 0.0, 0.0]]), np.array([0])),
+    "soft": (polyloss.softmax_cross_entropy, np.array([[2.0, 0.0, 0.0]]), np.array([[0.5, 0.25, 0.25]])),
+    "axis": (
+        partial(polyloss.softmax_cross_entropy, label_smoothing=0.3, axis=0, class_mask=np.ones((3, 1), bool)),
+        np.array([[2.0], [0.0], [0.0]]),
+        np.array([0]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+@pytest.mark.parametrize("scale", [2, 500])
+def test_further_and_nearer_go_by_the_scores_whatever_the_loss_makes_of_them(name: str, scale: float) -> None:
+    loss, logits, target = SMOOTH[name]
+    change = explain_change(logits, scale * logits, target, loss=loss)
+    assert change["right, pushed further"].change == change.change > 0
+    back = explain_change(scale * logits, logits, target, loss=loss)
+    assert back["right, drawn nearer"].change == back.change < 0
+    assert back.fall == -back.change
+
+
+def test_where_there_is_nothing_to_average_the_change_is_nan() -> None:
+    x, y = np.array([1.0, -1.0]), np.array([1, 1])
+    for loss in (polyloss.sigmoid_cross_entropy, polyloss.bpr):
+        for change in (
+            explain_change(x, 2 * x, y, loss=loss, where=np.zeros(2, bool)),
+            explain_change(x[:0], x[:0], y[:0], loss=loss),
+        ):
+            numbers = change.before, change.after, change.change, change.fall, change.could_move, change.metric_after
+            assert np.all(np.isnan(numbers))
+            assert change.count == 0
+            assert "nan" in str(change)
+        nothing = explain_change(x, 2 * x, y, loss=partial(loss, reduction="sum"), where=np.zeros(2, bool))
+        assert nothing.before == nothing.change == 0
+    for options in ({"weights": np.zeros(2)}, {"denominator": 0}):
+        change = explain_change(x, 2 * x, y, loss=partial(polyloss.sigmoid_cross_entropy, **options))
+        assert math.isnan(change.before)
+        assert change.count == 2
+
+
+def test_soft_targets_are_the_relevance_of_ndcg() -> None:
+    before, after, t = np.array([3.0, 2.0, 1.0]), np.array([3.0, 1.0, 2.0]), np.array([1.0, 0.2, 0.4])
+    change = explain_change(before, after, t, loss=polyloss.sigmoid_cross_entropy, metric=polyloss.ndcg)
+    assert (change.metric_before, change.metric_after) == (polyloss.ndcg(before, t), 1)
+    assert sum(part.could_move for part in change.parts) == pytest.approx(change.change, rel=1e-14)
+
+
+def test_graded_relevance_has_a_metric_by_default() -> None:
+    before, after, t, _ = lists(0, levels=4)
+    change = explain_change(before, after, t, loss=polyloss.bpr)
+    assert change.metric_before == pytest.approx(np.mean(polyloss.ndcg(before, t)))
+
+
+def test_an_unknown_relevance_is_an_error_where_it_counts() -> None:
+    x, t = np.zeros((2, 3)), np.array([[0, 1, 2], [0, math.nan, 1]])
+    with pytest.raises(ValueError, match=r"targets must be finite, got nan at index \(1, 1\)"):
+        explain_change(x, x, t, loss=polyloss.bpr)
+    assert explain_change(x, x, t, loss=polyloss.bpr, where=~np.isnan(t)).count == 4
 
 
 def test_two_wrong_classes_move_f1_and_not_accuracy() -> None:
@@ -193,13 +260,15 @@ BAD = [
         TypeError,
         "loss must be one of sigmoid_cross_entropy, softmax_cross_entropy, pairwise_hinge, bpr",
     ),
-    ({"metric": polyloss.accuracy}, TypeError, "metric must be one of roc_auc, ndcg for bpr"),
+    ({"metric": polyloss.accuracy}, TypeError, "metric must be one of ndcg, roc_auc for bpr"),
     ({"after": np.zeros(2)}, ValueError, "after must have the shape of before, (3,), got (2,)"),
     ({"targets": np.zeros(2)}, ValueError, "targets must hold the relevance of each score"),
     ({"loss": partial(polyloss.bpr, weights=np.ones(3))}, ValueError, "margin alone, got ['weights']"),
     ({"loss": partial(polyloss.bpr, reduction="none")}, ValueError, "reduction must be one of 'mean', 'sum'"),
     ({"where": np.ones(3)}, ValueError, "where must be boolean of shape (3,)"),
     ({"before": np.array([np.inf, 0, 0])}, ValueError, "not finite"),
+    ({"metric": partial(polyloss.ndcg, where=np.ones(3, bool))}, ValueError, "where is an argument of explain_change"),
+    ({"targets": np.array(["a", "b", "c"])}, TypeError, "targets"),
     ({"before": np.arange(3)}, TypeError, "before must be a real floating array"),
 ]
 
