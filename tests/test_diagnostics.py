@@ -18,6 +18,7 @@ import polyloss
 from polyloss.conformance.routes import from_numpy, installed
 from polyloss.diagnostics import active_pairs, explain_change, fit_temperature, negative_shares, reliability_curve
 
+NAN, INF = math.nan, math.inf
 few = settings(max_examples=40, deadline=None)
 rng = np.random.default_rng(0)
 seeds = given(seed=st.integers(0, 10**6))
@@ -343,10 +344,54 @@ def test_temperature_scaling_lowers_the_calibration_error_on_real_data() -> None
     assert losses[1] < losses[0]
 
 
-@pytest.mark.parametrize(("sign", "words"), [(1, "right without exception"), (-1, "no better than none")])
-def test_where_no_temperature_is_best_an_error_says_why(sign: int, words: str) -> None:
+RIGHT, NONE, EQUAL = "right without exception", "no better than none", np.full((5, 3), 3.3)
+
+
+@pytest.mark.parametrize(
+    ("logits", "targets", "words"),
+    [
+        (5 * np.eye(2), [0, 1], RIGHT),
+        (5e-9 * np.eye(2), [0, 1], RIGHT),
+        (np.array([[1000.0, 1000 + 1e-9]]), [1], RIGHT),
+        (-5 * np.eye(2), [0, 1], NONE),
+        (EQUAL, np.arange(5) % 3, NONE),
+        (0 * EQUAL, np.arange(5) % 3, NONE),
+        (EQUAL[:0], np.arange(0), "is nan at every temperature"),
+        (np.array([[NAN, 0.0]]), [0], "is nan at every temperature"),
+        (np.array([[-INF, 0.0], [1.0, 0.0]]), [0, 0], "is inf at every temperature"),
+    ],
+)
+def test_where_no_temperature_is_best_an_error_says_why(logits: Any, targets: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        fit_temperature(sign * np.array([[5.0, 0.0], [0.0, 5.0]]), np.array([0, 1]))
+        fit_temperature(logits, np.asarray(targets))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-9, 1e9, 1e30])
+def test_the_temperature_has_the_scale_of_the_logits(scale: float) -> None:
+    logits = rng.standard_normal((50, 3))
+    y = np.argmax(logits + rng.gumbel(size=logits.shape), axis=1)
+    for dtype in (np.float64, np.float32):
+        x = logits.astype(dtype)
+        assert fit_temperature(x * dtype(scale), y) == pytest.approx(scale * fit_temperature(x, y), rel=1e-5)
+    steep = np.array([[1.0, 1 + 2.0**-30]] * 4)
+    fitted = polyloss.sigmoid(2.0**-30 / fit_temperature(steep, np.array([1, 1, 1, 0])))
+    assert fitted == pytest.approx(0.75, rel=1e-3)
+
+
+def test_the_confidence_is_printed_as_it_is() -> None:
+    for confidence, words in ((0.95, " 95% interval"), (0.995, " 99.5% interval"), (0.07, " 7% interval")):
+        assert words in str(reliability_curve(np.array([0.5]), np.array([1]), confidence=confidence))
+    for bad in (0.0, 1.0):
+        with pytest.raises(ValueError, match="confidence must be"):
+            reliability_curve(np.array([0.5]), np.array([1]), confidence=bad)
+
+
+def test_a_nan_makes_its_own_bin_nan() -> None:
+    p, y, w = np.array([0.1, 0.9, 0.9]), np.array([0, 1, 1]), np.array([1.0, NAN, 1.0])
+    for curve in (reliability_curve(p, y, weights=w), reliability_curve(p, y + w - 1)):
+        assert curve.outcome[0] == 0
+        assert np.isnan(curve.outcome[1])
+        assert np.isnan(curve.error)
 
 
 # Shares of the gradient.
