@@ -444,6 +444,43 @@ def test_active_pairs_are_those_within_the_margin() -> None:
     np.testing.assert_allclose(hinge.shares, [np.mean(many[:, :1] - many < m) for m in margins])
 
 
+def test_equal_embeddings_have_no_gradient() -> None:
+    first = np.array([[0.0, 0.0], [1.0, 0.0]])
+    found = active_pairs(polyloss.contrastive, first, first, np.zeros(2), margins=[1, 2])
+    np.testing.assert_array_equal(found.shares, 0)
+    apart = active_pairs(polyloss.contrastive, first, first * 0, np.zeros(2), margins=[1, 2])
+    np.testing.assert_array_equal(apart.shares, [0, 0.5])
+    distances = active_pairs(polyloss.contrastive_from_distance, np.array([0.0, 1.0]), np.zeros(2), margins=[1, 2])
+    np.testing.assert_array_equal(distances.shares, [0.5, 1])
+
+
+TEMPERED = partial(polyloss.info_nce, temperature=0.1)
+SMOOTHED = partial(polyloss.softmax_cross_entropy, label_smoothing=0.1)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (
+            lambda: negative_shares(TEMPERED, Q, P),
+            "info_nce, similarity, in_batch, candidate_mask are taken, got ['temp",
+        ),
+        (
+            lambda: negative_shares(SMOOTHED, Q, P),
+            "softmax_cross_entropy, class_mask are taken, got ['label_smoothing']",
+        ),
+        (lambda: negative_shares(polyloss.softmax_cross_entropy, Q), "must be logits, targets, got 1"),
+        (lambda: negative_shares(polyloss.info_nce, Q, P, M, M), "must be queries, positives, negatives, got 4"),
+        (lambda: active_pairs(polyloss.contrastive, Q, P, margins=[1]), "must be first, second, similar, got 2"),
+        (lambda: active_pairs(polyloss.pairwise_hinge, Q[0], margins=[1]), "must be positive_scores, negative_scores"),
+    ],
+)
+def test_what_a_diagnostic_does_not_take_is_named(call: Any, words: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        call()
+    assert words in str(caught.value)
+
+
 @pytest.mark.parametrize("tool", [negative_shares, partial(active_pairs, margins=[1])])
 def test_a_loss_without_negatives_is_refused(tool: Any) -> None:
     with pytest.raises(TypeError, match="loss must be"):

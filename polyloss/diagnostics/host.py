@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import array_api_compat
@@ -12,7 +12,7 @@ import numpy as np
 from polyloss import dispatch
 from polyloss.inputs import Call
 
-__all__ = ["axes_or_new", "floats", "in_host_memory", "legend_below", "taken_apart"]
+__all__ = ["axes_or_new", "floats", "in_host_memory", "legend_below", "named", "taken_apart"]
 
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"]  # Okabe and Ito's, for every eye
 
@@ -32,6 +32,14 @@ def floats(**values: Any) -> list[np.ndarray]:
     """Floating arrays of one library, in their common dtype of at least 32 bits and in host memory."""
     found = Call(**values).floating(**{name: dispatch.detached(x) for name, x in values.items()})
     return [np.array(in_host_memory(x)) for x in found]
+
+
+def named(names: Sequence[str], arguments: Sequence[Any], optional: Sequence[str] = ()) -> dict[str, Any]:
+    """The arguments by their names."""
+    needed = [name for name in names if name not in optional]
+    if not len(needed) <= len(arguments) <= len(names):
+        raise TypeError(f"the arguments must be {', '.join(names)}, got {len(arguments)} of them")
+    return dict(zip(names, arguments))
 
 
 def taken_apart(loss: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:

@@ -11,15 +11,27 @@ import numpy as np
 from polyloss.backends import Array
 from polyloss.classification import softmax_cross_entropy
 from polyloss.contrastive import contrastive, contrastive_from_distance
-from polyloss.diagnostics.host import axes_or_new, floats, in_host_memory, legend_below, taken_apart
+from polyloss.diagnostics.host import axes_or_new, floats, in_host_memory, legend_below, named, taken_apart
 from polyloss.gradients import grad
-from polyloss.inputs import Call, number
+from polyloss.inputs import number
 from polyloss.ranking import pairwise_hinge
 from polyloss.retrieval import info_nce, scores_of
 from polyloss.transforms import softmax
-from polyloss.vectors import norm
 
 __all__ = ["ActivePairs", "NegativeShares", "active_pairs", "negative_shares"]
+
+TAKEN: dict[Any, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    info_nce: (("queries", "positives", "negatives"), ("similarity", "in_batch", "candidate_mask")),
+    softmax_cross_entropy: (("logits", "targets"), ("class_mask",)),
+}
+"""What `negative_shares` takes of each loss: arrays, and options."""
+
+PAIRS: dict[Any, tuple[tuple[str, ...], str]] = {
+    pairwise_hinge: (("positive_scores", "negative_scores"), "negative_scores"),
+    contrastive: (("first", "second", "similar"), "first"),
+    contrastive_from_distance: (("distances", "similar"), "distances"),
+}
+"""What `active_pairs` takes of each loss, and in which of these a pair has its gradient."""
 
 
 @dataclass(frozen=True)
@@ -108,24 +120,23 @@ def negative_shares(
     means over 1 queries
     """
     function, preset = taken_apart(loss)
-    options = preset | {name: in_host_memory(x) for name, x in options.items()}
-    if function is info_nce:
-        embeddings = dict(zip(("queries", "positives", "negatives"), arguments))
-        scores, labels, mask = scores_of(*floats(**{k: x for k, x in embeddings.items() if x is not None}), **options)
-    elif function is softmax_cross_entropy:
-        (scores,), labels = floats(logits=arguments[0]), in_host_memory(arguments[1])
-        mask = options.pop("class_mask", None)
-        if options:
-            raise TypeError(
-                f"of the options of softmax_cross_entropy, class_mask alone is taken, got {sorted(options)}"
-            )
-    else:
+    if function not in TAKEN:
         raise TypeError(f"loss must be info_nce or softmax_cross_entropy, or a functools.partial of one, got {loss!r}")
+    names, taken = TAKEN[function]
+    options = preset | {name: in_host_memory(x) for name, x in options.items()}
+    if strange := sorted(set(options) - set(taken)):
+        raise TypeError(f"of the options of {function.__name__}, {', '.join(taken)} are taken, got {strange}")
+    given = named(names, arguments, optional=("negatives",))
+    mask = options.get("class_mask")
+    if function is info_nce:
+        scores, labels, mask = scores_of(*floats(**{k: x for k, x in given.items() if x is not None}), **options)
+    else:
+        (scores,), labels = floats(logits=given["logits"]), in_host_memory(given["targets"])
     labels = np.asarray(labels)
     positive = labels[..., None] == np.arange(scores.shape[-1]) if labels.ndim < scores.ndim else labels > 0
-    given = [number("temperatures", t, 0, above=True) for t in temperatures]
+    tried = [number("temperatures", t, 0, above=True) for t in temperatures]
     slope, pulls, shares = grad(softmax_cross_entropy), [], []
-    for t in given:
+    for t in tried:
         gradient = slope(scores.astype(np.float64) / t, labels, class_mask=mask, reduction="sum")
         found = np.where(positive, 0, gradient).reshape(-1, scores.shape[-1])
         pull = np.sum(found, axis=-1)
@@ -134,7 +145,7 @@ def negative_shares(
         negative = ~positive if mask is None else ~positive & np.asarray(mask, bool)
         share = softmax(scores.astype(np.float64) / t, where=negative)
         shares.append(np.asarray(share).reshape(found.shape))
-    return NegativeShares(tuple(given), np.stack(shares), np.stack(pulls))
+    return NegativeShares(tuple(tried), np.stack(shares), np.stack(pulls))
 
 
 @dataclass(frozen=True)
@@ -172,8 +183,8 @@ def active_pairs(loss: Callable[..., Array], *arguments: Array, margins: Sequenc
     loss
         `pairwise_hinge`, `contrastive` or `contrastive_from_distance`.
     *arguments : array
-        What the loss takes first. Of the contrastive losses, the pairs with ``similar`` 0 are counted: similar ones
-        always have a gradient.
+        What the loss takes first. Of the contrastive losses, the pairs with ``similar`` 0 are counted: no margin lets
+        go of the similar ones. Equal embeddings have no gradient, at whatever margin.
     margins : sequence of float
         Which to try.
 
@@ -201,24 +212,18 @@ def active_pairs(loss: Callable[..., Array], *arguments: Array, margins: Sequenc
              3    100.0%
     of 4 negative pairs of pairwise_hinge
     """
-    slope: Callable[..., np.ndarray]
-    if loss is pairwise_hinge:
-        given = floats(**dict(zip(("positive_scores", "negative_scores"), arguments)))
-        slope, counts = grad(pairwise_hinge, "negative_scores"), slice(None)
-    elif loss is contrastive or loss is contrastive_from_distance:
-        similar: Any = np.asarray(in_host_memory(arguments[-1]))
-        given = floats(**dict(zip(("first", "second") if loss is contrastive else ("distances",), arguments[:-1])))
-        if loss is contrastive:
-            contrastive(given[0], given[1], similar)  # which checks the shapes
-            call = Call(first=given[0])
-            call.floating(first=given[0])
-            given = [norm(call, given[0] - given[1])[0]]
-        given.append(similar)
-        slope, counts = grad(contrastive_from_distance), similar == 0
-    else:
+    if loss not in PAIRS:
         raise TypeError(f"loss must be pairwise_hinge, contrastive or contrastive_from_distance, got {loss!r}")
+    names, wrt = PAIRS[loss]
+    arrays = named(names, arguments)
+    similar = {name: in_host_memory(x) for name, x in arrays.items() if name == "similar"}
+    scores = {name: x for name, x in arrays.items() if name != "similar"}
+    arrays = dict(zip(scores, floats(**scores))) | similar
     tried = tuple(number("margins", m) for m in margins)
-    active = [np.asarray(slope(*given, margin=m, reduction="sum"))[counts] != 0 for m in tried]
-    count = int(active[0].size) if active else 0
+    slope, active = grad(loss, wrt), []
+    for m in tried:
+        found = np.asarray(slope(**arrays, margin=m, reduction="sum")) != 0
+        found = np.any(found, axis=-1) if loss is contrastive else found
+        active.append(found[np.asarray(similar["similar"]) == 0] if similar else found)
     shares = np.array([np.mean(a) if a.size else np.nan for a in active])
-    return ActivePairs(getattr(loss, "__name__", str(loss)), tried, shares, count)
+    return ActivePairs(loss.__name__, tried, shares, int(active[0].size) if active else 0)
