@@ -71,7 +71,7 @@ class Dask(Library):
         return da.sum(x, dtype=wide).astype(x.dtype)
 
     def sums_of_groups(self, rows: Sequence[Array], group: Array, count: int) -> list[Array]:
-        return [da.bincount(group, row, count) for row in rows]
+        return [da.bincount(group, row, count).astype(row.dtype) for row in rows]
 
     def apply(self, primitive: Primitive, *arrays: Array | None) -> Array:
         return _lazily(primitive, _items, arrays)

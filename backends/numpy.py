@@ -58,7 +58,7 @@ class NumPy(Library):
         return np.maximum.accumulate(x, axis=-1)
 
     def sums_of_groups(self, rows: Sequence[Array], group: Array, count: int) -> list[Array]:
-        return [np.bincount(group, row, count) for row in rows]
+        return [np.bincount(group, row, count).astype(row.dtype, copy=False) for row in rows]  # of none, integers
 
     def divided(self, x: Array, y: Any) -> Array:
         return np.divide(x, y, out=x)

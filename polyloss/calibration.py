@@ -197,7 +197,7 @@ def _quantiles(call: Call, p: Array, keep: Array, bins: int) -> Array:
     xp, n = call.xp, p.shape[0]
     if n == 0:
         return p
-    ordered = xp.sort(xp.where(keep, p, xp.full_like(p, math.inf)))
+    ordered = xp.sort(xp.where(keep, p, xp.full_like(p, math.inf)), stable=False)
     step = call.asarray(np.arange(1, bins), call.library.index_dtype())
     last = xp.sum(xp.astype(keep, call.library.index_dtype())) - 1
     at = step * (last // bins) + step * (last % bins) // bins  # step * last // bins, which 32 bits may not hold

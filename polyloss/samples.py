@@ -84,9 +84,7 @@ def mean(call: Call, right: Array, invalid: Array | None, reduce: Reduction) -> 
 
 def ratio(call: Call, numerator: Array, denominator: Array) -> Array:
     """A quotient that is NaN where the denominator is 0."""
-    xp, some = call.xp, denominator != 0
-    found = numerator / xp.where(some, denominator, xp.ones_like(denominator))
-    return xp.where(some, found, xp.full_like(found, math.nan))
+    return numerator / call.xp.where(denominator != 0, denominator, call.xp.full_like(denominator, math.nan))
 
 
 class Sample:

@@ -481,6 +481,19 @@ def test_what_a_diagnostic_does_not_take_is_named(call: Any, words: str) -> None
     assert words in str(caught.value)
 
 
+def test_where_there_is_nothing_a_diagnostic_is_nan_or_says_so() -> None:
+    empty = reliability_curve(np.zeros(0), np.zeros(0))
+    assert math.isnan(empty.error)
+    assert "nan" in str(empty)
+    np.testing.assert_array_equal(active_pairs(polyloss.pairwise_hinge, Q[0] * NAN, P[0], margins=[1]).shares, NAN)
+    logits, y = np.ones((2, 3)), np.zeros(2, int)
+    for arguments, temperatures in (((logits, y), []), ((logits[:0], y[:0]), [1.0])):
+        with pytest.raises(ValueError, match="there must be a temperature and a query"):
+            negative_shares(polyloss.softmax_cross_entropy, *arguments, temperatures=temperatures)
+    with pytest.raises(ValueError, match="there must be a margin"):
+        active_pairs(polyloss.pairwise_hinge, Q[0], P[0], margins=[])
+
+
 @pytest.mark.parametrize("tool", [negative_shares, partial(active_pairs, margins=[1])])
 def test_a_loss_without_negatives_is_refused(tool: Any) -> None:
     with pytest.raises(TypeError, match="loss must be"):

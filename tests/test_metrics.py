@@ -245,6 +245,15 @@ def test_an_integer_weight_is_a_repetition(name: str) -> None:
 
 
 @every
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_only_the_shares_of_the_weights_count(name: str, scale: float) -> None:
+    if "ndcg" in name:  # which has none
+        return
+    metric, x, y = CALLS[name]
+    np.testing.assert_allclose(metric(x, y, weights=scale * WEIGHTS), metric(x, y, weights=WEIGHTS), rtol=1e-13)
+
+
+@every
 def test_the_order_of_the_items_does_not_matter(name: str) -> None:
     metric, x, y = CALLS[name]
     order = np.random.default_rng(1).permutation(N)

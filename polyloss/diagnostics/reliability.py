@@ -42,7 +42,8 @@ class ReliabilityCurve:
     @property
     def error(self) -> float:
         """The expected calibration error, as `polyloss.calibration_error` gives it."""
-        return float(np.sum(self.weight * np.abs(self.probability - self.outcome)) / np.sum(self.weight))
+        total = np.sum(self.weight)
+        return float(np.sum(self.weight * np.abs(self.probability - self.outcome)) / total) if total else math.nan
 
     def __str__(self) -> str:
         lines = [f"{'probability':>12}{'came true':>12}{f'{100 * self.confidence:.12g}% interval':>20}{'weight':>12}"]

@@ -12,7 +12,7 @@ from polyloss.backends import Array
 from polyloss.classification import softmax_cross_entropy
 from polyloss.contrastive import contrastive, contrastive_from_distance
 from polyloss.diagnostics.host import axes_or_new, floats, in_host_memory, legend_below, named, taken_apart
-from polyloss.gradients import grad
+from polyloss.gradients import grad, value_and_grad
 from polyloss.inputs import number
 from polyloss.ranking import pairwise_hinge
 from polyloss.retrieval import info_nce, scores_of
@@ -134,7 +134,9 @@ def negative_shares(
         (scores,), labels = floats(logits=given["logits"]), in_host_memory(given["targets"])
     labels = np.asarray(labels)
     positive = labels[..., None] == np.arange(scores.shape[-1]) if labels.ndim < scores.ndim else labels > 0
-    tried = [number("temperatures", t, 0, above=True) for t in temperatures]
+    tried = tuple(number("temperatures", t, 0, above=True) for t in temperatures)
+    if not tried or not labels.size:
+        raise ValueError(f"there must be a temperature and a query, got {len(tried)} and {labels.size}")
     slope, pulls, shares = grad(softmax_cross_entropy), [], []
     for t in tried:
         gradient = slope(scores.astype(np.float64) / t, labels, class_mask=mask, reduction="sum")
@@ -145,7 +147,7 @@ def negative_shares(
         negative = ~positive if mask is None else ~positive & np.asarray(mask, bool)
         share = softmax(scores.astype(np.float64) / t, where=negative)
         shares.append(np.asarray(share).reshape(found.shape))
-    return NegativeShares(tuple(tried), np.stack(shares), np.stack(pulls))
+    return NegativeShares(tried, np.stack(shares), np.stack(pulls))
 
 
 @dataclass(frozen=True)
@@ -220,10 +222,13 @@ def active_pairs(loss: Callable[..., Array], *arguments: Array, margins: Sequenc
     scores = {name: x for name, x in arrays.items() if name != "similar"}
     arrays = dict(zip(scores, floats(**scores))) | similar
     tried = tuple(number("margins", m) for m in margins)
-    slope, active = grad(loss, wrt), []
+    if not tried:
+        raise ValueError("there must be a margin, got none")
+    both, active = value_and_grad(loss, wrt), []
     for m in tried:
-        found = np.asarray(slope(**arrays, margin=m, reduction="sum")) != 0
-        found = np.any(found, axis=-1) if loss is contrastive else found
+        items, slope = both(**arrays, margin=m, reduction="none")
+        moves = np.any(slope != 0, axis=-1) if loss is contrastive else slope != 0
+        found = np.where(np.isnan(items), np.nan, moves)
         active.append(found[np.asarray(similar["similar"]) == 0] if similar else found)
     shares = np.array([np.mean(a) if a.size else np.nan for a in active])
-    return ActivePairs(loss.__name__, tried, shares, int(active[0].size) if active else 0)
+    return ActivePairs(loss.__name__, tried, shares, int(active[0].size))
