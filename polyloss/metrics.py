@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from polyloss.backends import Array
 from polyloss.inputs import Call, choice, integer, number
-from polyloss.ranks import Ranking, accumulated
 from polyloss.reduction import Reduction
-from polyloss.samples import Sample, class_labels, indices, mean, metric, ratio, read
+from polyloss.samples import Ranking, Sample, accumulated, class_labels, indices, mean, metric, ratio, read
 
 __all__ = [
     "accuracy",

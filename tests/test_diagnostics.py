@@ -467,7 +467,7 @@ SMOOTHED = partial(polyloss.softmax_cross_entropy, label_smoothing=0.1)
         ),
         (
             lambda: negative_shares(SMOOTHED, Q, P),
-            "softmax_cross_entropy, class_mask are taken, got ['label_smoothing']",
+            "softmax_cross_entropy, axis, class_mask are taken, got ['label",
         ),
         (lambda: negative_shares(polyloss.softmax_cross_entropy, Q), "must be logits, targets, got 1"),
         (lambda: negative_shares(polyloss.info_nce, Q, P, M, M), "must be queries, positives, negatives, got 4"),
@@ -545,6 +545,15 @@ except ModuleNotFoundError as error:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[0] == "0.5"
     assert "array-polyloss[plot]" in done.stdout
+
+
+def test_shares_of_one_query_and_of_classes_on_any_axis() -> None:
+    one = negative_shares(polyloss.info_nce, Q[0], P[0], M)
+    np.testing.assert_allclose(one.shares, negative_shares(polyloss.info_nce, Q[:1], P[:1], M).shares, rtol=1e-12)
+    labels = np.array([0, 1, 2, 3, 0, 1])
+    rows = negative_shares(polyloss.softmax_cross_entropy, Q, labels)
+    columns = negative_shares(polyloss.softmax_cross_entropy, Q.T, labels, axis=0)
+    np.testing.assert_array_equal(columns.shares, rows.shares)
 
 
 def test_a_confident_query_has_shares_too() -> None:

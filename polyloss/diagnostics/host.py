@@ -12,7 +12,7 @@ import numpy as np
 from polyloss import dispatch
 from polyloss.inputs import Call
 
-__all__ = ["axes_or_new", "floats", "in_host_memory", "legend_below", "named", "taken_apart"]
+__all__ = ["axes_or_new", "by_name", "floats", "in_host_memory", "legend_below", "taken_apart"]
 
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"]  # Okabe and Ito's, for every eye
 
@@ -34,12 +34,13 @@ def floats(**values: Any) -> list[np.ndarray]:
     return [np.array(in_host_memory(x)) for x in found]
 
 
-def named(names: Sequence[str], arguments: Sequence[Any], optional: Sequence[str] = ()) -> dict[str, Any]:
-    """The arguments by their names."""
-    needed = [name for name in names if name not in optional]
-    if not len(needed) <= len(arguments) <= len(names):
+def by_name(names: Sequence[str], arguments: Sequence[Any], fewest: int) -> dict[str, Any]:
+    """The arguments by their names, in host memory: scores and embeddings as `floats`, labels as they are."""
+    if not fewest <= len(arguments) <= len(names):
         raise TypeError(f"the arguments must be {', '.join(names)}, got {len(arguments)} of them")
-    return dict(zip(names, arguments))
+    given = {name: x for name, x in zip(names, arguments) if x is not None or name in names[:fewest]}
+    labels = {name: in_host_memory(given.pop(name)) for name in ("targets", "similar") if name in given}
+    return dict(zip(given, floats(**given))) | labels
 
 
 def taken_apart(loss: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:

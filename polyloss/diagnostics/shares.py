@@ -11,18 +11,18 @@ import numpy as np
 from polyloss.backends import Array
 from polyloss.classification import softmax_cross_entropy
 from polyloss.contrastive import contrastive, contrastive_from_distance
-from polyloss.diagnostics.host import axes_or_new, floats, in_host_memory, legend_below, named, taken_apart
-from polyloss.gradients import grad, value_and_grad
+from polyloss.diagnostics.host import axes_or_new, by_name, in_host_memory, legend_below, taken_apart
+from polyloss.gradients import formula_of, grad, value_and_grad
 from polyloss.inputs import number
 from polyloss.ranking import pairwise_hinge
-from polyloss.retrieval import info_nce, scores_of
+from polyloss.retrieval import info_nce
 from polyloss.transforms import softmax
 
 __all__ = ["ActivePairs", "NegativeShares", "active_pairs", "negative_shares"]
 
 TAKEN: dict[Any, tuple[tuple[str, ...], tuple[str, ...]]] = {
     info_nce: (("queries", "positives", "negatives"), ("similarity", "in_batch", "candidate_mask")),
-    softmax_cross_entropy: (("logits", "targets"), ("class_mask",)),
+    softmax_cross_entropy: (("logits", "targets"), ("axis", "class_mask")),
 }
 """What `negative_shares` takes of each loss: arrays, and options."""
 
@@ -89,12 +89,13 @@ def negative_shares(
     loss
         `info_nce` or `softmax_cross_entropy`, or a `functools.partial` of one.
     *arguments : array
-        What the loss takes first: queries, positives and perhaps negatives; or logits [..., K] and targets, where the
+        What the loss takes first: queries, positives and perhaps negatives; or logits and targets, where the
         classes of target 0 are the negatives. Logits are divided by the temperature.
     temperatures : sequence of float
         Each above 0.
     **options
-        Of `info_nce`: ``similarity``, ``in_batch``, ``candidate_mask``; of `softmax_cross_entropy`: ``class_mask``.
+        Of `info_nce`: ``similarity``, ``in_batch``, ``candidate_mask``; of `softmax_cross_entropy`: ``axis``,
+        ``class_mask``.
 
     Returns
     -------
@@ -126,13 +127,11 @@ def negative_shares(
     options = preset | {name: in_host_memory(x) for name, x in options.items()}
     if strange := sorted(set(options) - set(taken)):
         raise TypeError(f"of the options of {function.__name__}, {', '.join(taken)} are taken, got {strange}")
-    given = named(names, arguments, optional=("negatives",))
-    mask = options.get("class_mask")
+    arrays = by_name(names, arguments, fewest=2)
     if function is info_nce:
-        scores, labels, mask = scores_of(*floats(**{k: x for k, x in given.items() if x is not None}), **options)
-    else:
-        (scores,), labels = floats(logits=given["logits"]), in_host_memory(given["targets"])
-    labels = np.asarray(labels)
+        options["temperature"] = 1.0
+    items: Any = formula_of(function)(**arrays, **options).items
+    scores, labels, _, mask = items.prepare(*items.arrays)
     positive = labels[..., None] == np.arange(scores.shape[-1]) if labels.ndim < scores.ndim else labels > 0
     tried = tuple(number("temperatures", t, 0, above=True) for t in temperatures)
     if not tried or not labels.size:
@@ -217,10 +216,8 @@ def active_pairs(loss: Callable[..., Array], *arguments: Array, margins: Sequenc
     if loss not in PAIRS:
         raise TypeError(f"loss must be pairwise_hinge, contrastive or contrastive_from_distance, got {loss!r}")
     names, wrt = PAIRS[loss]
-    arrays = named(names, arguments)
-    similar = {name: in_host_memory(x) for name, x in arrays.items() if name == "similar"}
-    scores = {name: x for name, x in arrays.items() if name != "similar"}
-    arrays = dict(zip(scores, floats(**scores))) | similar
+    arrays = by_name(names, arguments, fewest=len(names))
+    counts = np.asarray(arrays["similar"]) == 0 if "similar" in arrays else slice(None)
     tried = tuple(number("margins", m) for m in margins)
     if not tried:
         raise ValueError("there must be a margin, got none")
@@ -228,7 +225,6 @@ def active_pairs(loss: Callable[..., Array], *arguments: Array, margins: Sequenc
     for m in tried:
         items, slope = both(**arrays, margin=m, reduction="none")
         moves = np.any(slope != 0, axis=-1) if loss is contrastive else slope != 0
-        found = np.where(np.isnan(items), np.nan, moves)
-        active.append(found[np.asarray(similar["similar"]) == 0] if similar else found)
+        active.append(np.where(np.isnan(items), np.nan, moves)[counts])
     shares = np.array([np.mean(a) if a.size else np.nan for a in active])
     return ActivePairs(loss.__name__, tried, shares, int(active[0].size))
