@@ -22,7 +22,7 @@ Nothing here knows a loss, a weight, a mask or a reduction.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import ModuleType
@@ -322,6 +322,26 @@ class Library:
             behind = self.xp.concat([self.xp.zeros_like(x[..., :step]), x[..., :-step]], axis=-1)
             x, step = self.xp.maximum(x, behind), 2 * step
         return x
+
+    def sums_of_groups(self, rows: Sequence[Array], group: Array, count: int) -> list[Array]:
+        """The sums of each row [N] over the items of each group; ``group`` [N] holds numbers below ``count``.
+
+        Once the items are sorted, a group is a stretch of them, and its sum that of at most two nodes on each level of
+        a tree of pairwise sums.
+        """
+        xp, order = self.xp, self.xp.argsort(group, stable=False)
+        numbers = xp.arange(count, dtype=group.dtype, **self.placed(group))
+        ends = xp.searchsorted(xp.take(group, order, axis=0), numbers, side="right")
+        low, high = xp.concat([xp.zeros_like(ends[:1]), ends[:-1]]), ends
+        x = xp.stack([xp.take(row, order, axis=0) for row in rows])
+        total = xp.zeros((len(rows), count), dtype=x.dtype, **self.placed(x))
+        while n := x.shape[-1]:
+            for node, odd in ((low, low % 2 == 1), (high - 1, high % 2 == 1)):
+                found = xp.take(x, xp.clip(node, 0, n - 1), axis=-1)
+                total = total + xp.where(odd & (low < high), found, xp.zeros_like(found))
+            low, high = (low + 1) // 2, high // 2
+            x = x[:, : n // 2 * 2 : 2] + x[:, 1::2]
+        return [total[i, :] for i in range(len(rows))]
 
     def spread(self, x: Array, like: Array) -> Array:
         """``x``, of size 1 on its last axis, to meet ``like``. Its derivative is a sum over that axis, as `sum`."""

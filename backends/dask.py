@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import ModuleType
@@ -69,6 +69,9 @@ class Dask(Library):
     def total(self, x: Array) -> Array:  # without a reshape, which would rechunk
         wide = np.float64 if x.dtype == np.float32 else x.dtype  # as kernels do
         return da.sum(x, dtype=wide).astype(x.dtype)
+
+    def sums_of_groups(self, rows: Sequence[Array], group: Array, count: int) -> list[Array]:
+        return [da.bincount(group, row, count).astype(row.dtype) for row in rows]
 
     def apply(self, primitive: Primitive, *arrays: Array | None) -> Array:
         return _lazily(primitive, _items, arrays)

@@ -25,7 +25,7 @@ def brier(probabilities: Array, targets: Array, *, weights: Array | None = None,
 
     Per item, with p the probability and t the target::
 
-        (p - t)^2,   or for classes   sum_k (p_k - t_k)^2
+        (p - t)^2,   or for classes   sum_k (p_k - t_k)^2,   half of it for two
 
     Parameters
     ----------
@@ -45,6 +45,11 @@ def brier(probabilities: Array, targets: Array, *, weights: Array | None = None,
     ------
     {raises}
 
+    Notes
+    -----
+    As in scikit-learn (``scale_by_half="auto"``), two classes give the number of the yes/no question between them, in
+    [0, 1]. More have the range [0, 2] of Brier's sum, which is twice as wide for two: there multiply by 2.
+
     References
     ----------
     G. W. Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78 (1950).
@@ -61,7 +66,8 @@ def brier(probabilities: Array, targets: Array, *, weights: Array | None = None,
         reduce = Reduction(call, p, weights, where, "mean", None, axis=p.ndim - 1)
         y, _ = class_labels(call, "targets", targets, p, "probabilities", reduce)
         q = call.unit_interval("probabilities", reduce.clean(p, rows=True), p.ndim - 1)
-        return reduce.value(call.library.sum((q - one_hot(call.library, q, y)) ** 2))
+        total = call.library.sum((q - one_hot(call.library, q, y)) ** 2)
+        return reduce.value(total / 2 if q.shape[-1] < 3 else total)
     reduce = Reduction(call, p, weights, where, "mean", None)
     t = reduce.clean(call.same_shape("targets", call.real("targets", targets), "probabilities", p))
     q = call.unit_interval("probabilities", reduce.clean(p))
@@ -148,22 +154,23 @@ class Bins:
         choice("strategy", strategy, STRATEGIES)
         if integer("bins", bins) < 1:
             raise ValueError(f"bins must be at least 1, got {bins}")
+        xp = call.xp
         p, t, reduce = _outcomes(call, probabilities, targets, weights, where)
-        one = call.xp.ones_like(p)
-        w = one if reduce.weights is None else reduce.weights
-        p, t, w, count = (_flat(call, x) for x in (p, t, reduce.clean(w), reduce.clean(one)))
+        keep = reduce.clean(xp.ones_like(p, dtype=xp.bool))
+        w = keep
+        if reduce.weights is not None:
+            w = reduce.clean(reduce.weights)
+            w = call.valid("weights", w, w < 0, "at least 0")
+        p, t, w, keep = (x if x.ndim == 1 else xp.reshape(x, (-1,)) for x in (p, t, w, keep))
         if strategy == "uniform":
-            edges = call.asarray(np.linspace(0, 1, bins + 1)[1:-1], p.dtype)
+            edges = call.rounded("probabilities", np.linspace(0, 1, bins + 1)[1:-1])
         else:
-            edges = _quantiles(call, p, count, bins)
-        place = call.xp.searchsorted(edges, p, side="left")  # an edge belongs to the bin below
-        zero = call.xp.zeros_like(p)
-
-        def sums(x: Array) -> Array:
-            return call.xp.stack([call.library.sum(call.xp.where(place == b, x, zero)) for b in range(bins)])
-
-        weight = sums(w)
-        return cls(weight, weight if reduce.weights is None else sums(w * w), sums(w * p), sums(w * t))
+            edges = _quantiles(call, p, keep, bins)
+        place = xp.searchsorted(edges, p, side="left")  # an edge belongs to the bin below
+        p, t, w = (xp.astype(x, call.library.wide_dtype(x), copy=False) for x in (p, t, w))
+        rows = [w, p, t] if reduce.weights is None else [w, w * p, w * t, w * w]  # p and t of masked items are 0
+        weight, probability, outcome, *squares = call.library.sums_of_groups(rows, place, bins)
+        return cls(weight, squares[0] if squares else weight, probability, outcome)
 
 
 def _outcomes(call: Call, probabilities: Any, targets: Any, weights: Any, where: Any) -> tuple[Array, Array, Reduction]:
@@ -173,33 +180,25 @@ def _outcomes(call: Call, probabilities: Any, targets: Any, weights: Any, where:
         reduce = Reduction(call, p, weights, where, "mean", None, axis=p.ndim - 1)
         y, invalid = class_labels(call, "targets", targets, p, "probabilities", reduce)
         p = call.unit_interval("probabilities", reduce.clean(p, rows=True), p.ndim - 1)
-        t = call.cast(call.signed(call.xp.argmax(p, axis=-1)) == y)
+        t = reduce.clean(call.cast(call.signed(call.xp.argmax(p, axis=-1)) == y))
         return call.xp.max(p, axis=-1), call.xp.where(invalid, call.xp.full_like(t, math.nan), t), reduce
     reduce = Reduction(call, p, weights, where, "mean", None)
     t = reduce.clean(call.same_shape("targets", call.real("targets", targets), "probabilities", p))
     return call.unit_interval("probabilities", reduce.clean(p)), call.unit_interval("targets", t), reduce
 
 
-def _flat(call: Call, x: Array) -> Array:
-    x = call.xp.astype(x, call.library.wide_dtype(x), copy=False)
-    return x if x.ndim == 1 else call.xp.reshape(x, (-1,))
-
-
-def _quantiles(call: Call, p: Array, count: Array, bins: int) -> Array:
-    """The edges between bins of equal numbers of items, interpolated linearly."""
+def _quantiles(call: Call, p: Array, keep: Array, bins: int) -> Array:
+    """The edges between bins of equal numbers of items: an item each, because no other lies beside an edge."""
     if call.library.lazy:
         raise TypeError(
             f"strategy='quantile' must sort the probabilities, and {call.library.name} has no lazy sort: compute them "
             "first, or take strategy='uniform'"
         )
     xp, n = call.xp, p.shape[0]
-    if bins == 1 or n == 0:
-        return p[:0]
-    ordered = xp.sort(xp.where(count > 0, p, xp.full_like(p, math.inf)))
-    last = xp.sum(count) - 1
-    at = call.asarray(np.linspace(0, 1, bins + 1)[1:-1] * 100 / 100, p.dtype) * last  # as numpy.percentile rounds
-    low = xp.clip(xp.floor(at), 0, n - 1)
-    high = xp.minimum(low + 1, xp.maximum(last, xp.zeros_like(last)))
-    a, b = (xp.take(ordered, xp.astype(i, call.library.index_dtype()), axis=0) for i in (low, high))
-    t = at - low
-    return xp.where(t >= 0.5, b - (b - a) * (1 - t), a + (b - a) * t)
+    if n == 0:
+        return p
+    ordered = xp.sort(xp.where(keep, p, xp.full_like(p, math.inf)), stable=False)
+    step = call.asarray(np.arange(1, bins), call.library.index_dtype())
+    last = xp.sum(xp.astype(keep, call.library.index_dtype())) - 1
+    at = step * (last // bins) + step * (last % bins) // bins  # step * last // bins, which 32 bits may not hold
+    return xp.take(ordered, xp.clip(at, 0, n - 1), axis=0)

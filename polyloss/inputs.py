@@ -221,6 +221,10 @@ class Call:
         """Numbers of our own, beside the arrays of the call."""
         return self.library.asarray(value, dtype, self._placed)
 
+    def rounded(self, name: str, value: np.ndarray) -> Array:
+        """Numbers of our own, as the dtype of that parameter holds them, to be compared with its."""
+        return self.cast(self.asarray(value, self._own[name]))
+
     def full(self, shape: tuple[int, ...], value: float) -> Array:
         return self.xp.full(shape, value, dtype=self.dtype, **self._placed)
 

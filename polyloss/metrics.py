@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from polyloss.backends import Array
 from polyloss.inputs import Call, choice, integer, number
-from polyloss.ranks import Ranking, accumulated
 from polyloss.reduction import Reduction
-from polyloss.samples import Sample, class_labels, indices, mean, metric, ratio, read
+from polyloss.samples import Ranking, Sample, accumulated, class_labels, indices, mean, metric, ratio, read
 
 __all__ = [
     "accuracy",
@@ -150,7 +149,7 @@ def f1(
     targets : array, the shape of ``scores``
         0 or 1, of any real dtype.
     threshold : float
-        Required, because 0 is right for logits and 0.5 for probabilities.
+        Required, because 0 is right for logits and 0.5 for probabilities. It is compared in the dtype of the scores.
     average : {"binary", "micro", "macro", "weighted", "none"}, default "binary"
         ``"binary"`` and ``"micro"``: all elements are one set. The others take the last axis as labels: ``"none"``
         gives the f1 of each, ``"macro"`` their mean, ``"weighted"`` their mean by the weight of the positives.
@@ -174,11 +173,12 @@ def f1(
     """
     call = Call(scores=scores, targets=targets, weights=weights, where=where)
     sample = Sample(call, "scores", scores, weights, where)
-    yes, limit = sample.binary(targets), number("threshold", threshold)
+    yes = sample.binary(targets)
+    number("threshold", threshold)  # an integer stays as it is: a float may not hold it
     per_label = choice("average", average, AVERAGES) not in ("binary", "micro")
     if per_label and sample.x.ndim == 0:
         raise ValueError(f"scores must have labels on the last axis for average={average!r}, got shape ()")
-    xp, said = call.xp, sample.above(limit)
+    xp, said = call.xp, sample.above(threshold)
     axes = tuple(range(sample.x.ndim - 1)) if per_label else None
     both, true, claimed = (xp.sum(sample.wide(sample.counts(x)), axis=axes) for x in (yes & said, yes, said))
     score = ratio(call, 2 * both, true + claimed)
@@ -235,9 +235,10 @@ def roc_auc(scores: Array, targets: Array, *, weights: Array | None = None, wher
         misses = sample.up_to_each(order) - hits
     else:
         misses = accumulated(call, order.sorted(sample.counts(~yes)))
-    both, new = sample.wide(hits + order.before(hits)), sample.wide(misses - order.before(misses))
-    pairs = sample.wide(hits[..., -1:]) * sample.wide(misses[..., -1:])
-    area = ratio(call, order.over_groups(new * both) / 2, call.xp.sum(pairs, axis=-1))
+    # Of the positives a share, because the product of two weights may leave the range of floats.
+    share = ratio(call, sample.wide(hits + order.before(hits)), sample.wide(hits[..., -1:]))
+    new, every = sample.wide(misses - order.before(misses)), sample.wide(misses[..., -1:])
+    area = ratio(call, order.over_groups(new * share) / 2, call.xp.sum(every, axis=-1))  # of an empty list, 0
     return sample.result(sample.defined(area, -1))
 
 

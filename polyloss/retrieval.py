@@ -15,7 +15,7 @@ from polyloss.primitives import LseCrossEntropy
 from polyloss.reduction import Loss, Reduction
 from polyloss.vectors import has_features, unit
 
-__all__ = ["info_nce", "scores_of"]
+__all__ = ["info_nce"]
 
 SIMILARITIES = ("cosine", "dot")
 
@@ -139,31 +139,6 @@ def info_nce(
         return to_embeddings(xp.expand_dims(gradient, axis=0) if single else gradient, t, single)
 
     return reduce.of(items, pull)
-
-
-def scores_of(
-    queries: Array,
-    positives: Array,
-    negatives: Array | None = None,
-    *,
-    similarity: str = "cosine",
-    in_batch: bool | None = None,
-    candidate_mask: Array | None = None,
-) -> tuple[Array, Array, Array | None]:
-    """What `info_nce` makes of [N, D] embeddings: similarities [N, C], the positives' columns, and what is kept."""
-    call = Call(queries=queries, positives=positives, negatives=negatives, candidate_mask=candidate_mask)
-    choice("similarity", similarity, SIMILARITIES)
-    given = {"queries": queries, "positives": positives} | ({} if negatives is None else {"negatives": negatives})
-    q, p, *explicit = call.floating(**given)
-    n = explicit[0] if explicit else None
-    q, p = _alike(call, q, p, n)
-    if q.ndim != 2:
-        raise ValueError(f"queries must have shape [N, D], got {tuple(q.shape)}")
-    in_batch = _layout(q, n, in_batch, False)
-    reduce = Reduction(call, q, None, None, "mean", None, axis=1)
-    with call.scope():
-        scores = _similarities(call, q, p, n, in_batch, similarity)[0]
-        return scores, *_candidates(call, scores, in_batch, candidate_mask, reduce)
 
 
 def _alike(call: Call, q: Array, p: Array, n: Array | None) -> tuple[Array, Array]:

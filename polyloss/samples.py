@@ -1,4 +1,8 @@
-"""What a metric is told of a sample: scores, targets, which items count and how much, and which are undefined."""
+"""What a metric is told of a sample: scores, targets, which items count and how much, and which are undefined.
+
+And its order, for the metrics of one: along the last axis, in one sort and a few passes. Every shape is that of the
+scores, so that nothing depends on a value and a trace can follow it.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +17,9 @@ from polyloss import dispatch
 from polyloss.backends import Array
 from polyloss.docstrings import complete
 from polyloss.inputs import Call, axis_of, without
-from polyloss.ranks import Ranking, accumulated
 from polyloss.reduction import Reduction
 
-__all__ = ["Sample", "class_labels", "indices", "mean", "metric", "ratio", "read"]
+__all__ = ["Ranking", "Sample", "accumulated", "class_labels", "indices", "mean", "metric", "ratio", "read"]
 
 P = ParamSpec("P")
 
@@ -47,9 +50,15 @@ def read(call: Call, name: str, value: Any) -> tuple[Array, Array | None]:
         return x, x != x
     call.dtype = call.library.float_dtype(np.empty(0))
     if call.xp.isdtype(x.dtype, ("bool", "unsigned integer")):  # which not every library can sort
-        x = call.signed(x)
-        call.valid(name, x, x < 0, f"below {call.xp.iinfo(x.dtype).max}", given=value)
+        shift, x = _shift(call, x), call.xp.astype(x, call.library.index_dtype())
+        x = x ^ -shift if shift else x
     return x, None
+
+
+def _shift(call: Call, x: Array) -> int:
+    """What `read` subtracts from integers whose sign bit is a digit, so that they keep their order."""
+    xp, bits = call.xp, call.xp.iinfo(call.library.index_dtype()).bits
+    return 1 << (bits - 1) if xp.isdtype(x.dtype, "unsigned integer") and xp.iinfo(x.dtype).bits >= bits else 0
 
 
 def indices(call: Call, name: str, value: Any) -> Array:
@@ -78,9 +87,7 @@ def mean(call: Call, right: Array, invalid: Array | None, reduce: Reduction) -> 
 
 def ratio(call: Call, numerator: Array, denominator: Array) -> Array:
     """A quotient that is NaN where the denominator is 0."""
-    xp, some = call.xp, denominator != 0
-    found = numerator / xp.where(some, denominator, xp.ones_like(denominator))
-    return xp.where(some, found, xp.full_like(found, math.nan))
+    return numerator / call.xp.where(denominator != 0, denominator, call.xp.full_like(denominator, math.nan))
 
 
 class Sample:
@@ -89,6 +96,7 @@ class Sample:
     def __init__(self, call: Call, name: str, scores: Any, weights: Any, where: Any) -> None:
         self.call, self.name = call, name
         x, undefined = read(call, name, scores)
+        self._shift = _shift(call, call.array_and_kind(name, scores)[0])
         self.keep = None if where is None else call.leading("where", call.boolean("where", where), x)
         self.weights = None
         if weights is not None:
@@ -117,16 +125,14 @@ class Sample:
         return call.valid("relevance", r, r < 0, "at least 0")
 
     def above(self, limit: float) -> Array:
-        """Which scores are above it, without rounding a signed integer; floating scores meet it in their own dtype."""
-        xp, x = self.call.xp, self.x
-        if xp.isdtype(x.dtype, "real floating"):
-            return x > limit
-        if not xp.isdtype(x.dtype, "signed integer"):  # those without a sign lack comparisons in torch
-            return self.wide(x) > limit
-        info, whole = xp.iinfo(x.dtype), math.floor(limit)
+        """Which scores are above it, in their own dtype: floating ones round the limit, integers are not rounded."""
+        call, x = self.call, self.x
+        if call.xp.isdtype(x.dtype, "real floating"):
+            return x > call.rounded(self.name, np.asarray(float(limit)))
+        info, whole = call.xp.iinfo(x.dtype), math.floor(limit) - self._shift
         if whole < info.min:
-            return xp.ones_like(x, dtype=xp.bool)
-        return xp.zeros_like(x, dtype=xp.bool) if whole >= info.max else x > whole
+            return call.xp.ones_like(x, dtype=call.xp.bool)
+        return call.xp.zeros_like(x, dtype=call.xp.bool) if whole >= info.max else x > whole
 
     def counts(self, which: Array) -> Array:
         """What these items weigh, the others 0: booleans where nothing weighs."""
@@ -168,3 +174,51 @@ class Sample:
 
     def _clean(self, x: Array) -> Array:
         return x if self.keep is None else self.call.xp.where(self.keep, x, self.call.xp.zeros_like(x))
+
+
+class Ranking:
+    """The items of each list from the highest score to the lowest. Equal scores form a group.
+
+    An item that ``keep`` leaves out may stand anywhere; it must count as 0 in every array that is accumulated.
+    """
+
+    def __init__(self, call: Call, name: str, scores: Array) -> None:
+        if call.library.lazy:
+            raise TypeError(
+                f"{name} must be sorted, and {call.library.name} has no lazy sort: compute the scores first "
+                f"({name}.compute()), or map the metric over blocks that hold whole lists"
+            )
+        if scores.ndim == 0:
+            raise ValueError(f"{name} must hold a list on its last axis, got shape ()")
+        self.call, xp = call, call.xp
+        self._order = xp.argsort(scores, axis=-1, descending=True, stable=False)
+        ordered = self.sorted(scores)
+        positions = call.library.positions(scores)
+        changes = ordered[..., 1:] != ordered[..., :-1]
+        edge = xp.ones_like(ordered[..., :1], dtype=xp.bool)
+        self.last = xp.concat([changes, edge], axis=-1)
+        """Whether a position is the last of its group."""
+        first = xp.concat([edge, changes], axis=-1)
+        start = call.library.cumulative_max(xp.where(first, positions, xp.zeros_like(positions)))
+        self.alone = first & self.last
+        self._at_start = start == 0
+        self._before = xp.where(self._at_start, start, start - 1)
+
+    def sorted(self, x: Array) -> Array:
+        """The numbers of the items, in their order."""
+        return self.call.xp.take_along_axis(x, self._order, axis=-1)
+
+    def before(self, cumulated: Array) -> Array:
+        """What had been accumulated before the group of each position."""
+        xp = self.call.xp
+        return xp.where(self._at_start, xp.zeros_like(cumulated), xp.take_along_axis(cumulated, self._before, axis=-1))
+
+    def over_groups(self, contribution: Array) -> Array:
+        """The sum of what stands at the last position of each group."""
+        return self.call.library.sum(self.call.xp.where(self.last, contribution, self.call.xp.zeros_like(contribution)))
+
+
+def accumulated(call: Call, x: Array) -> Array:
+    """Sums from the first position to each; of booleans as integers."""
+    xp = call.xp
+    return xp.cumulative_sum(xp.astype(x, call.library.index_dtype()) if x.dtype == xp.bool else x, axis=-1)

@@ -18,6 +18,7 @@ import polyloss
 from polyloss.conformance.routes import from_numpy, installed
 from polyloss.diagnostics import active_pairs, explain_change, fit_temperature, negative_shares, reliability_curve
 
+NAN, INF = math.nan, math.inf
 few = settings(max_examples=40, deadline=None)
 rng = np.random.default_rng(0)
 seeds = given(seed=st.integers(0, 10**6))
@@ -50,7 +51,7 @@ PAIR_LOSSES = (polyloss.bpr, polyloss.pairwise_hinge, partial(polyloss.pairwise_
 
 def adds_up(change: Any) -> None:
     scale = abs(change.before) + abs(change.after)
-    assert sum(part.change for part in change.parts) == pytest.approx(change.change, abs=1e-14 * scale)
+    assert math.fsum(part.change for part in change.parts) == change.change
     assert change.after - change.before == pytest.approx(change.change, abs=1e-14 * scale)
     assert sum(part.count for part in change.parts) == change.count
     assert 0 <= change.fall_could_move <= change.fall * (1 + 1e-12)
@@ -108,11 +109,11 @@ def test_where_no_pair_could_have_moved_the_metric_it_has_not(metric: Any, seed:
     """Lists are picked one by one, so that many have no such pair."""
     before, after, t, _ = lists(seed, ties=2)
     after = before + np.where(np.random.default_rng(seed).random(before.shape) < 0.1, 0.5, 0.0) * (1 + before)
+    grades = np.random.default_rng(seed).integers(0, 4, t.shape) / 4
     for loss in (polyloss.bpr, polyloss.sigmoid_cross_entropy):
-        if loss is polyloss.sigmoid_cross_entropy and isinstance(metric, partial):
-            continue
         for i in range(3):
-            change = explain_change(before[i], after[i], t[i], loss=loss, metric=metric)
+            relevance = t[i] if metric is polyloss.roc_auc else grades[i]
+            change = explain_change(before[i], after[i], relevance, loss=loss, metric=metric)
             if all(part.could_move == 0 for part in change.parts):
                 assert change.metric_after == pytest.approx(change.metric_before, rel=1e-13, nan_ok=True)
 
@@ -144,6 +145,73 @@ def test_right_items_that_are_pushed_further_move_no_metric() -> None:
     nothing = explain_change(before, before, before > 0, loss=polyloss.sigmoid_cross_entropy)
     assert math.isnan(nothing.could_move)
     assert nothing["unchanged"].count == 4
+
+
+SMOOTH = {
+    "sigmoid": (partial(polyloss.sigmoid_cross_entropy, label_smoothing=0.3), np.array([2.0]), np.array([1])),
+    "softmax": (
+        partial(polyloss.softmax_cross_entropy, label_smoothing=0.3),
+        np.array([[2.0, 0.0, 0.0]]),
+        np.array([0]),
+    ),
+    "z": (partial(polyloss.softmax_cross_entropy, z_loss=1.0), np.array([[2.0, 0.0, 0.0]]), np.array([0])),
+    "soft": (polyloss.softmax_cross_entropy, np.array([[2.0, 0.0, 0.0]]), np.array([[0.5, 0.25, 0.25]])),
+    "axis": (
+        partial(polyloss.softmax_cross_entropy, label_smoothing=0.3, axis=0, class_mask=np.ones((3, 1), bool)),
+        np.array([[2.0], [0.0], [0.0]]),
+        np.array([0]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+@pytest.mark.parametrize("scale", [2, 500])
+def test_further_and_nearer_go_by_the_scores_whatever_the_loss_makes_of_them(name: str, scale: float) -> None:
+    loss, logits, target = SMOOTH[name]
+    change = explain_change(logits, scale * logits, target, loss=loss)
+    assert change["right, pushed further"].change == change.change > 0
+    back = explain_change(scale * logits, logits, target, loss=loss)
+    assert back["right, drawn nearer"].change == back.change < 0
+    assert back.fall == -back.change
+
+
+def test_where_there_is_nothing_to_average_the_change_is_nan() -> None:
+    x, y = np.array([1.0, -1.0]), np.array([1, 1])
+    for loss in (polyloss.sigmoid_cross_entropy, polyloss.bpr):
+        for change in (
+            explain_change(x, 2 * x, y, loss=loss, where=np.zeros(2, bool)),
+            explain_change(x[:0], x[:0], y[:0], loss=loss),
+        ):
+            numbers = change.before, change.after, change.change, change.fall, change.could_move, change.metric_after
+            assert np.all(np.isnan(numbers))
+            assert change.count == 0
+            assert "nan" in str(change)
+        nothing = explain_change(x, 2 * x, y, loss=partial(loss, reduction="sum"), where=np.zeros(2, bool))
+        assert nothing.before == nothing.change == 0
+    for options in ({"weights": np.zeros(2)}, {"denominator": 0}):
+        change = explain_change(x, 2 * x, y, loss=partial(polyloss.sigmoid_cross_entropy, **options))
+        assert math.isnan(change.before)
+        assert change.count == 2
+
+
+def test_soft_targets_are_the_relevance_of_ndcg() -> None:
+    before, after, t = np.array([3.0, 2.0, 1.0]), np.array([3.0, 1.0, 2.0]), np.array([1.0, 0.2, 0.4])
+    change = explain_change(before, after, t, loss=polyloss.sigmoid_cross_entropy, metric=polyloss.ndcg)
+    assert (change.metric_before, change.metric_after) == (polyloss.ndcg(before, t), 1)
+    assert sum(part.could_move for part in change.parts) == pytest.approx(change.change, rel=1e-14)
+
+
+def test_graded_relevance_has_a_metric_by_default() -> None:
+    before, after, t, _ = lists(0, levels=4)
+    change = explain_change(before, after, t, loss=polyloss.bpr)
+    assert change.metric_before == pytest.approx(np.mean(polyloss.ndcg(before, t)))
+
+
+def test_an_unknown_relevance_is_an_error_where_it_counts() -> None:
+    x, t = np.zeros((2, 3)), np.array([[0, 1, 2], [0, math.nan, 1]])
+    with pytest.raises(ValueError, match=r"targets must be finite, got nan at index \(1, 1\)"):
+        explain_change(x, x, t, loss=polyloss.bpr)
+    assert explain_change(x, x, t, loss=polyloss.bpr, where=~np.isnan(t)).count == 4
 
 
 def test_two_wrong_classes_move_f1_and_not_accuracy() -> None:
@@ -193,13 +261,15 @@ BAD = [
         TypeError,
         "loss must be one of sigmoid_cross_entropy, softmax_cross_entropy, pairwise_hinge, bpr",
     ),
-    ({"metric": polyloss.accuracy}, TypeError, "metric must be one of roc_auc, ndcg for bpr"),
+    ({"metric": polyloss.accuracy}, TypeError, "metric must be one of ndcg, roc_auc for bpr"),
     ({"after": np.zeros(2)}, ValueError, "after must have the shape of before, (3,), got (2,)"),
     ({"targets": np.zeros(2)}, ValueError, "targets must hold the relevance of each score"),
     ({"loss": partial(polyloss.bpr, weights=np.ones(3))}, ValueError, "margin alone, got ['weights']"),
     ({"loss": partial(polyloss.bpr, reduction="none")}, ValueError, "reduction must be one of 'mean', 'sum'"),
     ({"where": np.ones(3)}, ValueError, "where must be boolean of shape (3,)"),
     ({"before": np.array([np.inf, 0, 0])}, ValueError, "not finite"),
+    ({"metric": partial(polyloss.ndcg, where=np.ones(3, bool))}, ValueError, "where is an argument of explain_change"),
+    ({"targets": np.array(["a", "b", "c"])}, TypeError, "targets"),
     ({"before": np.arange(3)}, TypeError, "before must be a real floating array"),
 ]
 
@@ -274,10 +344,54 @@ def test_temperature_scaling_lowers_the_calibration_error_on_real_data() -> None
     assert losses[1] < losses[0]
 
 
-@pytest.mark.parametrize(("sign", "words"), [(1, "right without exception"), (-1, "no better than none")])
-def test_where_no_temperature_is_best_an_error_says_why(sign: int, words: str) -> None:
+RIGHT, NONE, EQUAL = "right without exception", "no better than none", np.full((5, 3), 3.3)
+
+
+@pytest.mark.parametrize(
+    ("logits", "targets", "words"),
+    [
+        (5 * np.eye(2), [0, 1], RIGHT),
+        (5e-9 * np.eye(2), [0, 1], RIGHT),
+        (np.array([[1000.0, 1000 + 1e-9]]), [1], RIGHT),
+        (-5 * np.eye(2), [0, 1], NONE),
+        (EQUAL, np.arange(5) % 3, NONE),
+        (0 * EQUAL, np.arange(5) % 3, NONE),
+        (EQUAL[:0], np.arange(0), "is nan at every temperature"),
+        (np.array([[NAN, 0.0]]), [0], "is nan at every temperature"),
+        (np.array([[-INF, 0.0], [1.0, 0.0]]), [0, 0], "is inf at every temperature"),
+    ],
+)
+def test_where_no_temperature_is_best_an_error_says_why(logits: Any, targets: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        fit_temperature(sign * np.array([[5.0, 0.0], [0.0, 5.0]]), np.array([0, 1]))
+        fit_temperature(logits, np.asarray(targets))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-9, 1e9, 1e30])
+def test_the_temperature_has_the_scale_of_the_logits(scale: float) -> None:
+    logits = rng.standard_normal((50, 3))
+    y = np.argmax(logits + rng.gumbel(size=logits.shape), axis=1)
+    for dtype in (np.float64, np.float32):
+        x = logits.astype(dtype)
+        assert fit_temperature(x * dtype(scale), y) == pytest.approx(scale * fit_temperature(x, y), rel=1e-5)
+    steep = np.array([[1.0, 1 + 2.0**-30]] * 4)
+    fitted = polyloss.sigmoid(2.0**-30 / fit_temperature(steep, np.array([1, 1, 1, 0])))
+    assert fitted == pytest.approx(0.75, rel=1e-3)
+
+
+def test_the_confidence_is_printed_as_it_is() -> None:
+    for confidence, words in ((0.95, " 95% interval"), (0.995, " 99.5% interval"), (0.07, " 7% interval")):
+        assert words in str(reliability_curve(np.array([0.5]), np.array([1]), confidence=confidence))
+    for bad in (0.0, 1.0):
+        with pytest.raises(ValueError, match="confidence must be"):
+            reliability_curve(np.array([0.5]), np.array([1]), confidence=bad)
+
+
+def test_a_nan_makes_its_own_bin_nan() -> None:
+    p, y, w = np.array([0.1, 0.9, 0.9]), np.array([0, 1, 1]), np.array([1.0, NAN, 1.0])
+    for curve in (reliability_curve(p, y, weights=w), reliability_curve(p, y + w - 1)):
+        assert curve.outcome[0] == 0
+        assert np.isnan(curve.outcome[1])
+        assert np.isnan(curve.error)
 
 
 # Shares of the gradient.
@@ -328,6 +442,56 @@ def test_active_pairs_are_those_within_the_margin() -> None:
     many = rng.standard_normal((7, 5))
     hinge = active_pairs(polyloss.pairwise_hinge, many[:, 0], many, margins=margins)
     np.testing.assert_allclose(hinge.shares, [np.mean(many[:, :1] - many < m) for m in margins])
+
+
+def test_equal_embeddings_have_no_gradient() -> None:
+    first = np.array([[0.0, 0.0], [1.0, 0.0]])
+    found = active_pairs(polyloss.contrastive, first, first, np.zeros(2), margins=[1, 2])
+    np.testing.assert_array_equal(found.shares, 0)
+    apart = active_pairs(polyloss.contrastive, first, first * 0, np.zeros(2), margins=[1, 2])
+    np.testing.assert_array_equal(apart.shares, [0, 0.5])
+    distances = active_pairs(polyloss.contrastive_from_distance, np.array([0.0, 1.0]), np.zeros(2), margins=[1, 2])
+    np.testing.assert_array_equal(distances.shares, [0.5, 1])
+
+
+TEMPERED = partial(polyloss.info_nce, temperature=0.1)
+SMOOTHED = partial(polyloss.softmax_cross_entropy, label_smoothing=0.1)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (
+            lambda: negative_shares(TEMPERED, Q, P),
+            "info_nce, similarity, in_batch, candidate_mask are taken, got ['temp",
+        ),
+        (
+            lambda: negative_shares(SMOOTHED, Q, P),
+            "softmax_cross_entropy, axis, class_mask are taken, got ['label",
+        ),
+        (lambda: negative_shares(polyloss.softmax_cross_entropy, Q), "must be logits, targets, got 1"),
+        (lambda: negative_shares(polyloss.info_nce, Q, P, M, M), "must be queries, positives, negatives, got 4"),
+        (lambda: active_pairs(polyloss.contrastive, Q, P, margins=[1]), "must be first, second, similar, got 2"),
+        (lambda: active_pairs(polyloss.pairwise_hinge, Q[0], margins=[1]), "must be positive_scores, negative_scores"),
+    ],
+)
+def test_what_a_diagnostic_does_not_take_is_named(call: Any, words: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        call()
+    assert words in str(caught.value)
+
+
+def test_where_there_is_nothing_a_diagnostic_is_nan_or_says_so() -> None:
+    empty = reliability_curve(np.zeros(0), np.zeros(0))
+    assert math.isnan(empty.error)
+    assert "nan" in str(empty)
+    np.testing.assert_array_equal(active_pairs(polyloss.pairwise_hinge, Q[0] * NAN, P[0], margins=[1]).shares, NAN)
+    logits, y = np.ones((2, 3)), np.zeros(2, int)
+    for arguments, temperatures in (((logits, y), []), ((logits[:0], y[:0]), [1.0])):
+        with pytest.raises(ValueError, match="there must be a temperature and a query"):
+            negative_shares(polyloss.softmax_cross_entropy, *arguments, temperatures=temperatures)
+    with pytest.raises(ValueError, match="there must be a margin"):
+        active_pairs(polyloss.pairwise_hinge, Q[0], P[0], margins=[])
 
 
 @pytest.mark.parametrize("tool", [negative_shares, partial(active_pairs, margins=[1])])
@@ -381,6 +545,15 @@ except ModuleNotFoundError as error:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[0] == "0.5"
     assert "array-polyloss[plot]" in done.stdout
+
+
+def test_shares_of_one_query_and_of_classes_on_any_axis() -> None:
+    one = negative_shares(polyloss.info_nce, Q[0], P[0], M)
+    np.testing.assert_allclose(one.shares, negative_shares(polyloss.info_nce, Q[:1], P[:1], M).shares, rtol=1e-12)
+    labels = np.array([0, 1, 2, 3, 0, 1])
+    rows = negative_shares(polyloss.softmax_cross_entropy, Q, labels)
+    columns = negative_shares(polyloss.softmax_cross_entropy, Q.T, labels, axis=0)
+    np.testing.assert_array_equal(columns.shares, rows.shares)
 
 
 def test_a_confident_query_has_shares_too() -> None:

@@ -21,22 +21,19 @@ __all__ = ["Change", "Part", "explain_change"]
 KINDS: dict[Any, Any] = {
     sigmoid_cross_entropy: (Items, (accuracy, f1, roc_auc, ndcg)),
     softmax_cross_entropy: (Items, (accuracy, f1)),
-    pairwise_hinge: (Pairs, (roc_auc, ndcg)),
-    bpr: (Pairs, (roc_auc, ndcg)),
+    pairwise_hinge: (Pairs, (ndcg, roc_auc)),
+    bpr: (Pairs, (ndcg, roc_auc)),
 }
 
-# Cells of the count: 12 could-move + 6 was-right + 3 is-right + (0 fell, 1 stayed, 2 rose).
-NAMES = {
-    "wrong, became right": [3, 4, 5],
-    "right, became wrong": [6, 7, 8],
-    "right, pushed further": [9],
-    "right, drawn nearer": [11],
-    "wrong, less wrong": [0],
-    "wrong, more wrong": [2],
-    "unchanged": [1, 10],
-}
-FELL = [0, 3, 6, 9]
-CELLS = 12
+NAMES = (
+    "wrong, became right",
+    "right, became wrong",
+    "right, pushed further",
+    "right, drawn nearer",
+    "wrong, less wrong",
+    "wrong, more wrong",
+    "unchanged",
+)
 
 
 @dataclass(frozen=True)
@@ -147,14 +144,15 @@ def explain_change(
         options; of a pair loss, ``margin`` and ``reduction`` alone.
     metric
         What to show beside it: `accuracy`, `f1`, `roc_auc` or `ndcg`, where they fit the loss, or a
-        `functools.partial` of one. Default: `accuracy`, and `roc_auc` for pairs.
+        `functools.partial` of one. Default: `accuracy`, and `ndcg` for pairs.
     where : boolean array, optional
         False leaves an item out. For a pair loss it has the shape of ``targets``; else it is the loss's own ``where``.
 
     Returns
     -------
     Change
-        Its parts add up to the change of the loss. ``print`` shows a table, ``plot`` a picture.
+        Its parts add up to the change of the loss, exactly so by `math.fsum`. ``print`` shows a table, ``plot`` a
+        picture.
 
     Raises
     ------
@@ -166,11 +164,15 @@ def explain_change(
     Notes
     -----
     *Right* means: the logit is on the target's side of 0 (of ``threshold``, if the metric has one); the target's logit
-    is the largest; the positive scores higher than the negative. *Could have moved the metric* means: for accuracy, the
-    item changed sides; for f1, its decision changed; for the metrics of an order, a pair changed its order (with
-    ``ndcg(k=...)``, one in which an item was among the first k), or an item its place among those of the other class.
-    Where none did, the metric cannot have moved. Metrics of lists are averaged over the lists in which they are
-    defined.
+    is the largest; the positive scores higher than the negative. *Pushed further* and *less wrong* mean that the scores
+    lead by more: that the target's probability rose, or the positive's over the negative. With label smoothing the loss
+    may rise by that. *Unchanged* is the loss.
+
+    *Could have moved the metric* means: for accuracy, the item changed sides; for f1, its decision changed; for the
+    metrics of an order, a pair changed its order, or an item its place among those of other relevance (with
+    ``ndcg(k=...)``, where one was among the first k). Where none did, the metric cannot have moved. Soft targets are
+    cut at 1/2, or for softmax at the largest, for all metrics but ndcg, whose relevance they are. Metrics of lists are
+    averaged over the lists in which they are defined.
 
     Pairs are counted in blocks of half a million, so that memory does not grow with their number.
 
@@ -203,55 +205,67 @@ def explain_change(
             f"metric must be one of {_names(metrics)} for {function.__name__}, or a functools.partial of one, "
             f"got {metric!r}"
         )
+    if "where" in settings:
+        raise ValueError("where is an argument of explain_change, not an option of the metric")
     one, two = floats(before=before, after=after)
     if one.shape != two.shape:
         raise ValueError(f"after must have the shape of before, {one.shape}, got {two.shape}")
     moves = kind(function, options, measure, settings, in_host_memory(targets), in_host_memory(where), one)
-    counts, changes, total = _counted(moves.pieces(one, two))
-    divisor = moves.divisor(int(counts.sum()))
-    parts = []
-    for name, cells in NAMES.items():
-        could = [c + CELLS for c in cells]
-        parts.append(
-            Part(
-                name,
-                int(counts[cells + could].sum()),
-                math.fsum(changes[cells + could]) / divisor,
-                math.fsum(changes[could]) / divisor,
-            )
+    scores = moves.score(one), moves.score(two)
+    with np.errstate(all="ignore"):
+        counts, changes, total = _counted(moves.pieces(one, two))
+    divisor = moves.divisor(int(counts.sum())) or math.nan  # the mean of nothing is NaN
+    parts = tuple(
+        Part(
+            name,
+            int(counts[..., i].sum()),
+            math.fsum(changes[..., i].flat) / divisor,
+            math.fsum(changes[:, 1, i]) / divisor,
         )
+        for i, name in enumerate(NAMES)
+    )
     return Change(
         loss=function.__name__,
         unit=moves.unit,
         count=int(counts.sum()),
         before=total[0] / divisor,
         after=total[1] / divisor,
-        change=math.fsum(changes) / divisor,
-        parts=tuple(parts),
-        fall=abs(math.fsum(changes[FELL + [c + CELLS for c in FELL]]) / divisor),
-        fall_could_move=abs(math.fsum(changes[[c + CELLS for c in FELL]]) / divisor),
+        change=math.fsum(part.change for part in parts),
+        parts=parts,
+        fall=abs(math.fsum(changes[1].flat) / divisor),
+        fall_could_move=abs(math.fsum(changes[1, 1]) / divisor),
         metric=measure.__name__,
-        metric_before=moves.score(one),
-        metric_after=moves.score(two),
+        metric_before=scores[0],
+        metric_after=scores[1],
     )
 
 
 def _counted(pieces: Iterator[Piece]) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
-    """How many there are in each cell, the change of the summed loss in each, and the summed loss before and after."""
-    counts: np.ndarray = np.zeros(2 * CELLS, np.int64)
-    changes: list[np.ndarray] = [np.zeros(2 * CELLS)]
+    """Counts and changes of the summed loss, and the summed loss before and after.
+
+    The first two are [fell or not, could move the metric or not, part].
+    """
+    shape = 2, 2, len(NAMES)
+    size = math.prod(shape)
+    counts: np.ndarray = np.zeros(size, np.int64)
+    changes: list[np.ndarray] = [np.zeros(size)]
     totals: tuple[list[float], list[float]] = ([], [])
     for piece in pieces:
-        change = piece.after.astype(np.float64) - piece.before
+        change = piece.loss[1].astype(np.float64) - piece.loss[0]
         if not np.all(np.isfinite(change)):
             raise ValueError("the loss is not finite for every item, before and after, so its change is no number")
-        cell = 1 + np.sign(change).astype(np.int8) + 6 * piece.was + 3 * piece.now + CELLS * piece.could_move
-        counts += np.bincount(cell, minlength=2 * CELLS)
-        changes.append(np.bincount(cell, weights=change, minlength=2 * CELLS))
-        for total, items in zip(totals, (piece.before, piece.after)):
+        (was, now), fell = piece.right, change < 0
+        # Where the scores lead by as much as before, or none can tell, the loss decides.
+        nearer = (piece.lead[1] > piece.lead[0]) | (fell & ~(piece.lead[1] < piece.lead[0]))
+        same = np.where(change == 0, 6, np.where(was, 3, 5) - nearer)
+        part = np.where(was == now, same, np.where(now, 0, 1))
+        cell = np.ravel_multi_index((fell.astype(int), piece.could_move.astype(int), part), shape)
+        counts += np.bincount(cell, minlength=size)
+        changes.append(np.bincount(cell, weights=change, minlength=size))
+        for total, items in zip(totals, piece.loss):
             total.append(float(np.sum(items, dtype=np.float64)))
     exact = np.array([math.fsum(column) for column in zip(*changes)])
-    return counts, exact, (math.fsum(totals[0]), math.fsum(totals[1]))
+    return counts.reshape(shape), exact.reshape(shape), (math.fsum(totals[0]), math.fsum(totals[1]))
 
 
 def _names(functions: Sequence[Any] | dict[Any, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import array_api_compat
@@ -12,7 +12,7 @@ import numpy as np
 from polyloss import dispatch
 from polyloss.inputs import Call
 
-__all__ = ["axes_or_new", "floats", "in_host_memory", "legend_below", "taken_apart"]
+__all__ = ["axes_or_new", "by_name", "floats", "in_host_memory", "legend_below", "taken_apart"]
 
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"]  # Okabe and Ito's, for every eye
 
@@ -32,6 +32,15 @@ def floats(**values: Any) -> list[np.ndarray]:
     """Floating arrays of one library, in their common dtype of at least 32 bits and in host memory."""
     found = Call(**values).floating(**{name: dispatch.detached(x) for name, x in values.items()})
     return [np.array(in_host_memory(x)) for x in found]
+
+
+def by_name(names: Sequence[str], arguments: Sequence[Any], fewest: int) -> dict[str, Any]:
+    """The arguments by their names, in host memory: scores and embeddings as `floats`, labels as they are."""
+    if not fewest <= len(arguments) <= len(names):
+        raise TypeError(f"the arguments must be {', '.join(names)}, got {len(arguments)} of them")
+    given = {name: x for name, x in zip(names, arguments) if x is not None or name in names[:fewest]}
+    labels = {name: in_host_memory(given.pop(name)) for name in ("targets", "similar") if name in given}
+    return dict(zip(given, floats(**given))) | labels
 
 
 def taken_apart(loss: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:

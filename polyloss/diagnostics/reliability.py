@@ -15,12 +15,12 @@ from polyloss.backends import Array
 from polyloss.calibration import Bins
 from polyloss.classification import softmax_cross_entropy
 from polyloss.diagnostics.host import axes_or_new, in_host_memory, legend_below
-from polyloss.gradients import grad
+from polyloss.gradients import value_and_grad
 from polyloss.inputs import Call, number
 
 __all__ = ["ReliabilityCurve", "fit_temperature", "reliability_curve"]
 
-SLOPES = 1e-6, 1e6  # one over the temperatures that are tried
+STRIDE = 1024.0  # between the temperatures that are tried to bracket the best one
 STEPS = 60  # each halves the logarithm's interval, which is more than enough for every bit
 
 
@@ -42,10 +42,11 @@ class ReliabilityCurve:
     @property
     def error(self) -> float:
         """The expected calibration error, as `polyloss.calibration_error` gives it."""
-        return float(np.sum(self.weight * np.abs(self.probability - self.outcome)) / np.sum(self.weight))
+        total = np.sum(self.weight)
+        return float(np.sum(self.weight * np.abs(self.probability - self.outcome)) / total) if total else math.nan
 
     def __str__(self) -> str:
-        lines = [f"{'probability':>12}{'came true':>12}{f'{self.confidence:.0%} interval':>20}{'weight':>12}"]
+        lines = [f"{'probability':>12}{'came true':>12}{f'{100 * self.confidence:.12g}% interval':>20}{'weight':>12}"]
         for p, t, low, high, weight in zip(self.probability, self.outcome, self.low, self.high, self.weight):
             lines.append(f"{p:>12.3f}{t:>12.3f}{f'{low:.3f} to {high:.3f}':>20}{weight:>12g}")
         return "\n".join([*lines, f"calibration error {self.error:.4f}"])
@@ -80,12 +81,12 @@ def reliability_curve(
     probabilities, targets, bins, strategy, weights, where
         As in `polyloss.calibration_error`.
     confidence : float, default 0.95
-        Of the intervals, which are Wilson's. With weights they count as many items as weigh equally.
+        Of the intervals, which are Wilson's, between 0 and 1. With weights they count as many items as weigh equally.
 
     Returns
     -------
     ReliabilityCurve
-        ``print`` shows a table, ``plot`` a picture.
+        ``print`` shows a table, ``plot`` a picture. A bin with a NaN in it is NaN.
 
     Raises
     ------
@@ -106,7 +107,9 @@ def reliability_curve(
            0.900       0.500      0.095 to 0.905           2
     calibration error 0.3000
     """
-    level = number("confidence", confidence, 0, 1)
+    level = number("confidence", confidence, 0, 1, above=True)
+    if level == 1:
+        raise ValueError("confidence must be below 1: the interval would be all from 0 to 1")
     given = probabilities, targets, weights, where
     given = tuple(dispatch.detached(x) for x in given)
     call = Call(probabilities=given[0], targets=given[1], weights=given[2], where=given[3])
@@ -116,9 +119,9 @@ def reliability_curve(
         np.asarray(in_host_memory(x), np.float64)
         for x in (found.weight, found.squares, found.probability, found.outcome)
     )
-    some = w > 0
+    some = w != 0
     w, squares, p, t = w[some], squares[some], p[some] / w[some], t[some] / w[some]
-    z, n = NormalDist().inv_cdf((1 + min(level, 1 - 1e-12)) / 2), w**2 / squares
+    z, n = -NormalDist().inv_cdf((1 - level) / 2), w**2 / squares
     centre = (t + z * z / (2 * n)) / (1 + z * z / n)
     reach = z * np.sqrt(t * (1 - t) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     return ReliabilityCurve(p, t, np.clip(centre - reach, 0, 1), np.clip(centre + reach, 0, 1), w, level)
@@ -146,7 +149,7 @@ def fit_temperature(logits: Array, targets: Array, *, loss: Callable[..., Array]
     ------
     ValueError
         If the loss has no minimum: the logits are right without exception, so that every lower temperature is better,
-        or no better than none.
+        or no better than none; or if it is not finite.
     TypeError
         If an argument has the wrong type.
 
@@ -168,26 +171,35 @@ def fit_temperature(logits: Array, targets: Array, *, loss: Callable[..., Array]
     >>> print(polyloss.sigmoid(logits / temperature).round(4)[0])
     0.75
     """
-    slope_of = grad(loss, "logits")
+    both = value_and_grad(loss, "logits")
     call = Call(logits=logits)
     (x,) = call.floating(logits=dispatch.detached(logits))
-    finite = call.xp.where(call.xp.isfinite(x), x, call.xp.zeros_like(x))  # a probability of 0 stays one
+    xp, total = call.xp, call.library.total
+    finite = xp.where(xp.isfinite(x), x, xp.zeros_like(x))  # a probability of 0 stays one
+    scale = float(xp.max(xp.reshape(xp.abs(finite), (-1,)), axis=-1)) if math.prod(x.shape) else 0.0
+    finite, info = finite / (scale or 1.0), xp.finfo(x.dtype)
 
     def derivative(slope: float) -> float:
-        found = float(call.library.total(slope_of(x * slope, targets) * finite))
-        if math.isnan(found):
-            raise ValueError("the loss of these logits is not a number")
-        return found
+        """Of the loss in 1/T, in units of the scale; 0 where it is lost in rounding errors."""
+        value, gradient = both(xp.where(xp.isfinite(x), finite * slope, x), targets)
+        if slope == 0 and not math.isfinite(float(value)):
+            raise ValueError(f"the loss of these logits is {float(value)} at every temperature")
+        found, size = (float(total(y)) for y in (gradient * finite, xp.abs(gradient * finite)))
+        return 0.0 if abs(found) <= 8 * float(info.eps) * size else found
 
-    low, high = SLOPES
-    if derivative(high) <= 0:
-        raise ValueError(
-            f"no temperature above {1 / high:g} is best: the logits are right without exception, so the lower the "
-            "better; use held-out logits, and more of them"
-        )
-    if derivative(low) >= 0:
-        raise ValueError(f"no temperature below {1 / low:g} is best: the logits are no better than none")
+    if derivative(0.0) >= 0:
+        raise ValueError("no temperature is best: the logits are no better than none, so the higher the better")
+    low = high = 1.0
+    while derivative(high) <= 0:
+        low, high = high, high * STRIDE
+        if high > float(info.max) / STRIDE:
+            raise ValueError(
+                "no temperature is best: the logits are right without exception, so the lower the better; use "
+                "held-out logits, and more of them"
+            )
+    while derivative(low) > 0:
+        low, high = low / STRIDE, low
     for _ in range(STEPS):
         middle = math.sqrt(low * high)
         low, high = (middle, high) if derivative(middle) < 0 else (low, middle)
-    return 1 / math.sqrt(low * high)
+    return scale / math.sqrt(low * high)

@@ -11,15 +11,27 @@ import numpy as np
 from polyloss.backends import Array
 from polyloss.classification import softmax_cross_entropy
 from polyloss.contrastive import contrastive, contrastive_from_distance
-from polyloss.diagnostics.host import axes_or_new, floats, in_host_memory, legend_below, taken_apart
-from polyloss.gradients import grad
-from polyloss.inputs import Call, number
+from polyloss.diagnostics.host import axes_or_new, by_name, in_host_memory, legend_below, taken_apart
+from polyloss.gradients import formula_of, grad, value_and_grad
+from polyloss.inputs import number
 from polyloss.ranking import pairwise_hinge
-from polyloss.retrieval import info_nce, scores_of
+from polyloss.retrieval import info_nce
 from polyloss.transforms import softmax
-from polyloss.vectors import norm
 
 __all__ = ["ActivePairs", "NegativeShares", "active_pairs", "negative_shares"]
+
+TAKEN: dict[Any, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    info_nce: (("queries", "positives", "negatives"), ("similarity", "in_batch", "candidate_mask")),
+    softmax_cross_entropy: (("logits", "targets"), ("axis", "class_mask")),
+}
+"""What `negative_shares` takes of each loss: arrays, and options."""
+
+PAIRS: dict[Any, tuple[tuple[str, ...], str]] = {
+    pairwise_hinge: (("positive_scores", "negative_scores"), "negative_scores"),
+    contrastive: (("first", "second", "similar"), "first"),
+    contrastive_from_distance: (("distances", "similar"), "distances"),
+}
+"""What `active_pairs` takes of each loss, and in which of these a pair has its gradient."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +89,13 @@ def negative_shares(
     loss
         `info_nce` or `softmax_cross_entropy`, or a `functools.partial` of one.
     *arguments : array
-        What the loss takes first: queries, positives and perhaps negatives; or logits [..., K] and targets, where the
+        What the loss takes first: queries, positives and perhaps negatives; or logits and targets, where the
         classes of target 0 are the negatives. Logits are divided by the temperature.
     temperatures : sequence of float
         Each above 0.
     **options
-        Of `info_nce`: ``similarity``, ``in_batch``, ``candidate_mask``; of `softmax_cross_entropy`: ``class_mask``.
+        Of `info_nce`: ``similarity``, ``in_batch``, ``candidate_mask``; of `softmax_cross_entropy`: ``axis``,
+        ``class_mask``.
 
     Returns
     -------
@@ -108,24 +121,23 @@ def negative_shares(
     means over 1 queries
     """
     function, preset = taken_apart(loss)
-    options = preset | {name: in_host_memory(x) for name, x in options.items()}
-    if function is info_nce:
-        embeddings = dict(zip(("queries", "positives", "negatives"), arguments))
-        scores, labels, mask = scores_of(*floats(**{k: x for k, x in embeddings.items() if x is not None}), **options)
-    elif function is softmax_cross_entropy:
-        (scores,), labels = floats(logits=arguments[0]), in_host_memory(arguments[1])
-        mask = options.pop("class_mask", None)
-        if options:
-            raise TypeError(
-                f"of the options of softmax_cross_entropy, class_mask alone is taken, got {sorted(options)}"
-            )
-    else:
+    if function not in TAKEN:
         raise TypeError(f"loss must be info_nce or softmax_cross_entropy, or a functools.partial of one, got {loss!r}")
-    labels = np.asarray(labels)
+    names, taken = TAKEN[function]
+    options = preset | {name: in_host_memory(x) for name, x in options.items()}
+    if strange := sorted(set(options) - set(taken)):
+        raise TypeError(f"of the options of {function.__name__}, {', '.join(taken)} are taken, got {strange}")
+    arrays = by_name(names, arguments, fewest=2)
+    if function is info_nce:
+        options["temperature"] = 1.0
+    items: Any = formula_of(function)(**arrays, **options).items
+    scores, labels, _, mask = items.prepare(*items.arrays)
     positive = labels[..., None] == np.arange(scores.shape[-1]) if labels.ndim < scores.ndim else labels > 0
-    given = [number("temperatures", t, 0, above=True) for t in temperatures]
+    tried = tuple(number("temperatures", t, 0, above=True) for t in temperatures)
+    if not tried or not labels.size:
+        raise ValueError(f"there must be a temperature and a query, got {len(tried)} and {labels.size}")
     slope, pulls, shares = grad(softmax_cross_entropy), [], []
-    for t in given:
+    for t in tried:
         gradient = slope(scores.astype(np.float64) / t, labels, class_mask=mask, reduction="sum")
         found = np.where(positive, 0, gradient).reshape(-1, scores.shape[-1])
         pull = np.sum(found, axis=-1)
@@ -134,7 +146,7 @@ def negative_shares(
         negative = ~positive if mask is None else ~positive & np.asarray(mask, bool)
         share = softmax(scores.astype(np.float64) / t, where=negative)
         shares.append(np.asarray(share).reshape(found.shape))
-    return NegativeShares(tuple(given), np.stack(shares), np.stack(pulls))
+    return NegativeShares(tried, np.stack(shares), np.stack(pulls))
 
 
 @dataclass(frozen=True)
@@ -172,8 +184,8 @@ def active_pairs(loss: Callable[..., Array], *arguments: Array, margins: Sequenc
     loss
         `pairwise_hinge`, `contrastive` or `contrastive_from_distance`.
     *arguments : array
-        What the loss takes first. Of the contrastive losses, the pairs with ``similar`` 0 are counted: similar ones
-        always have a gradient.
+        What the loss takes first. Of the contrastive losses, the pairs with ``similar`` 0 are counted: no margin lets
+        go of the similar ones. Equal embeddings have no gradient, at whatever margin.
     margins : sequence of float
         Which to try.
 
@@ -201,24 +213,18 @@ def active_pairs(loss: Callable[..., Array], *arguments: Array, margins: Sequenc
              3    100.0%
     of 4 negative pairs of pairwise_hinge
     """
-    slope: Callable[..., np.ndarray]
-    if loss is pairwise_hinge:
-        given = floats(**dict(zip(("positive_scores", "negative_scores"), arguments)))
-        slope, counts = grad(pairwise_hinge, "negative_scores"), slice(None)
-    elif loss is contrastive or loss is contrastive_from_distance:
-        similar: Any = np.asarray(in_host_memory(arguments[-1]))
-        given = floats(**dict(zip(("first", "second") if loss is contrastive else ("distances",), arguments[:-1])))
-        if loss is contrastive:
-            contrastive(given[0], given[1], similar)  # which checks the shapes
-            call = Call(first=given[0])
-            call.floating(first=given[0])
-            given = [norm(call, given[0] - given[1])[0]]
-        given.append(similar)
-        slope, counts = grad(contrastive_from_distance), similar == 0
-    else:
+    if loss not in PAIRS:
         raise TypeError(f"loss must be pairwise_hinge, contrastive or contrastive_from_distance, got {loss!r}")
+    names, wrt = PAIRS[loss]
+    arrays = by_name(names, arguments, fewest=len(names))
+    counts = np.asarray(arrays["similar"]) == 0 if "similar" in arrays else slice(None)
     tried = tuple(number("margins", m) for m in margins)
-    active = [np.asarray(slope(*given, margin=m, reduction="sum"))[counts] != 0 for m in tried]
-    count = int(active[0].size) if active else 0
+    if not tried:
+        raise ValueError("there must be a margin, got none")
+    both, active = value_and_grad(loss, wrt), []
+    for m in tried:
+        items, slope = both(**arrays, margin=m, reduction="none")
+        moves = np.any(slope != 0, axis=-1) if loss is contrastive else slope != 0
+        active.append(np.where(np.isnan(items), np.nan, moves)[counts])
     shares = np.array([np.mean(a) if a.size else np.nan for a in active])
-    return ActivePairs(getattr(loss, "__name__", str(loss)), tried, shares, count)
+    return ActivePairs(loss.__name__, tried, shares, int(active[0].size))
