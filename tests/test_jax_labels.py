@@ -139,6 +139,9 @@ def test_what_it_does_not_take(without_kernels: list[Any]) -> None:
     softmax(x, y, class_weights=jnp.ones(4))
     softmax(x, y, class_mask=jnp.ones(4, bool))
     softmax(x, jnp.full((3, 4), 0.25))
+    polyloss.bpr(y * 1.0, y * 2.0)
+    polyloss.sigmoid_cross_entropy(x, x)
+    polyloss.pairwise_hinge(y * 1.0, x)
     with generic():
         softmax(x, y)
     assert without_kernels == []
