@@ -441,6 +441,7 @@ def test_f1_compares_scores_in_their_own_dtype(library: str) -> None:
     if library != "array_api_strict":  # which has no 16 bits
         half = from_numpy(library, np.array([0.3, 0.9], np.float16))  # 0.30005
         assert to_numpy(polyloss.f1(half, from_numpy(library, np.array([0, 1])), threshold=0.3)) == 1
+        assert to_numpy(polyloss.f1(half, from_numpy(library, np.array([0, 1])), threshold=1e30)) == 0
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"])
