@@ -236,6 +236,12 @@ def test_arrays_of_every_library_are_explained(library: str) -> None:
     assert got == expected
 
 
+def test_a_metric_must_be_one_number() -> None:
+    metric = partial(polyloss.f1, average="none")
+    with pytest.raises(ValueError, match="average must make one number"):
+        explain_change(Q, Q, Q > 0, loss=polyloss.sigmoid_cross_entropy, metric=metric)
+
+
 def test_brain_floats_are_explained() -> None:
     torch = pytest.importorskip("torch")
     x, t = torch.tensor([[0.5, 1.0], [2.0, 0.0]]), torch.tensor([[0.25, 0.75], [1.0, 0.0]])

@@ -463,6 +463,14 @@ def test_the_largest_integers_are_told_apart(library: str, dtype: str) -> None:
     assert to_numpy(polyloss.accuracy(scores[None, :], targets[1:2])) == 1
 
 
+def test_integers_that_a_library_cannot_hold_are_refused() -> None:
+    jnp = pytest.importorskip("jax.numpy")
+    for large in (np.array([2**40, 2**41]), [2**40, 2**41]):
+        with pytest.raises(ValueError, match="scores must fit int32, as jax holds them here, got int64"):
+            polyloss.roc_auc(large, jnp.asarray([0, 1]))
+    assert polyloss.roc_auc(np.array([5, 6]), jnp.asarray([0, 1])) == 1
+
+
 @pytest.mark.parametrize("strategy", ["uniform", "quantile"])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("library", installed())

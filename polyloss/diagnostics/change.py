@@ -207,6 +207,8 @@ def explain_change(
         )
     if "where" in settings:
         raise ValueError("where is an argument of explain_change, not an option of the metric")
+    if settings.get("average") == "none":
+        raise ValueError("average must make one number of all labels, got 'none'")
     one, two = floats(before=before, after=after)
     if one.shape != two.shape:
         raise ValueError(f"after must have the shape of before, {one.shape}, got {two.shape}")
