@@ -116,6 +116,8 @@ def calibration_error(
 
     Notes
     -----
+    The bins are those of scikit-learn's `calibration_curve`, with edges in the dtype of the probabilities.
+
     It grows with the number of bins and shrinks with that of the items, also for a perfect model: compare it at the
     same numbers. `polyloss.diagnostics.reliability_curve` shows the bins with their confidence intervals.
 
@@ -165,7 +167,7 @@ class Bins:
         if strategy == "uniform":
             edges = call.rounded("probabilities", np.linspace(0, 1, bins + 1)[1:-1])
         else:
-            edges = _quantiles(call, p, keep, bins)
+            edges = _quantiles(call, p, None if reduce.keep is None else keep, bins)
         place = xp.searchsorted(edges, p, side="left")  # an edge belongs to the bin below
         p, t, w = (xp.astype(x, call.library.wide_dtype(x), copy=False) for x in (p, t, w))
         rows = [w, p, t] if reduce.weights is None else [w, w * p, w * t, w * w]  # p and t of masked items are 0
@@ -187,18 +189,24 @@ def _outcomes(call: Call, probabilities: Any, targets: Any, weights: Any, where:
     return call.unit_interval("probabilities", reduce.clean(p)), call.unit_interval("targets", t), reduce
 
 
-def _quantiles(call: Call, p: Array, keep: Array, bins: int) -> Array:
-    """The edges between bins of equal numbers of items: an item each, because no other lies beside an edge."""
+def _quantiles(call: Call, p: Array, keep: Array | None, bins: int) -> Array:
+    """The edges between bins of equal numbers of items, interpolated linearly as by `numpy.percentile`."""
     if call.library.lazy:
         raise TypeError(
             f"strategy='quantile' must sort the probabilities, and {call.library.name} has no lazy sort: compute them "
             "first, or take strategy='uniform'"
         )
-    xp, n = call.xp, p.shape[0]
+    xp, n, wide, index = call.xp, p.shape[0], call.library.wide_dtype(p), call.library.index_dtype()
     if n == 0:
         return p
-    ordered = xp.sort(xp.where(keep, p, xp.full_like(p, math.inf)), stable=False)
-    step = call.asarray(np.arange(1, bins), call.library.index_dtype())
-    last = xp.sum(xp.astype(keep, call.library.index_dtype())) - 1
-    at = step * (last // bins) + step * (last % bins) // bins  # step * last // bins, which 32 bits may not hold
-    return xp.take(ordered, xp.clip(at, 0, n - 1), axis=0)
+    ordered = xp.sort(p if keep is None else xp.where(keep, p, xp.full_like(p, math.inf)), stable=False)
+    share = np.linspace(0, 1, bins + 1)[1:-1] * 100 / 100
+    if keep is None:  # in float64 whatever the library
+        low, part = np.divmod(share * (n - 1), 1)
+        low, part = call.asarray(low.astype(np.int64), index), call.asarray(part, wide)
+    else:
+        at = call.asarray(share, wide) * (xp.sum(xp.astype(keep, wide)) - 1)
+        low, part = xp.astype(xp.floor(at), index), at - xp.floor(at)
+    a, b = (xp.astype(xp.take(ordered, xp.clip(i, 0, n - 1), axis=0), wide) for i in (low, low + 1))
+    between = xp.where(part >= 0.5, b - (b - a) * (1 - part), a + (b - a) * part)
+    return xp.astype(xp.where(part == 0, a, between), p.dtype)

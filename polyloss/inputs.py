@@ -223,7 +223,8 @@ class Call:
 
     def rounded(self, name: str, value: np.ndarray) -> Array:
         """Numbers of our own, as the dtype of that parameter holds them, to be compared with its."""
-        return self.cast(self.asarray(value, self._own[name]))
+        with np.errstate(over="ignore"):  # a number too large becomes inf, without a warning
+            return self.cast(self.asarray(value, self._own[name]))
 
     def full(self, shape: tuple[int, ...], value: float) -> Array:
         return self.xp.full(shape, value, dtype=self.dtype, **self._placed)

@@ -49,10 +49,23 @@ def read(call: Call, name: str, value: Any) -> tuple[Array, Array | None]:
         (x,) = call.floating(**{name: x})
         return x, x != x
     call.dtype = call.library.float_dtype(np.empty(0))
+    _whole(call, name, value, x)
     if call.xp.isdtype(x.dtype, ("bool", "unsigned integer")):  # which not every library can sort
         shift, x = _shift(call, x), call.xp.astype(x, call.library.index_dtype())
         x = x ^ -shift if shift else x
     return x, None
+
+
+def _whole(call: Call, name: str, value: Any, x: Array) -> None:
+    """Refuses integers that the library of the call has cut to its range, where they would be ties."""
+    if x is value or not (isinstance(value, np.ndarray) or dispatch.is_number_like(value)):
+        return
+    given = np.asarray(value)
+    if given.dtype.kind == "b" or not given.size:
+        return
+    info = call.xp.iinfo(x.dtype)
+    if given.min() < info.min or given.max() > info.max:
+        raise ValueError(f"{name} must fit {x.dtype}, as {call.library.name} holds them here, got {given.dtype}")
 
 
 def _shift(call: Call, x: Array) -> int:

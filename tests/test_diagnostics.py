@@ -236,6 +236,21 @@ def test_arrays_of_every_library_are_explained(library: str) -> None:
     assert got == expected
 
 
+def test_a_metric_must_be_one_number() -> None:
+    metric = partial(polyloss.f1, average="none")
+    with pytest.raises(ValueError, match="average must make one number"):
+        explain_change(Q, Q, Q > 0, loss=polyloss.sigmoid_cross_entropy, metric=metric)
+
+
+def test_brain_floats_are_explained() -> None:
+    torch = pytest.importorskip("torch")
+    x, t = torch.tensor([[0.5, 1.0], [2.0, 0.0]]), torch.tensor([[0.25, 0.75], [1.0, 0.0]])
+    loss = partial(polyloss.softmax_cross_entropy, class_weights=torch.ones(2).bfloat16())
+    change = explain_change(x.bfloat16(), 2 * x.bfloat16(), t.bfloat16(), loss=loss)
+    assert change == explain_change(x, 2 * x, t, loss=loss)
+    np.testing.assert_allclose(reliability_curve(t.bfloat16()[:, 0], torch.tensor([0, 1])).error, 0.125)
+
+
 def test_pairs_are_counted_in_a_memory_that_does_not_grow_with_them() -> None:
     n = 3000
     x = rng.standard_normal(2 * n)

@@ -31,10 +31,11 @@ few = settings(max_examples=40, deadline=None)
 # name: the metric of (predictions, targets, **options), and scikit-learn's of (predictions, targets, weights).
 
 
-def _expected_calibration_error(p: np.ndarray, y: np.ndarray, w: np.ndarray | None, strategy: str) -> float:
-    came, promised = calibration_curve(y, p, n_bins=5, strategy=strategy)
-    edges = np.linspace(0, 1, 6) if strategy == "uniform" else np.percentile(p, np.linspace(0, 1, 6) * 100)
-    counts = np.bincount(np.searchsorted(edges[1:-1], p), minlength=5)
+def _expected_calibration_error(p: np.ndarray, y: np.ndarray, bins: int, strategy: str) -> float:
+    came, promised = calibration_curve(y, p, n_bins=bins, strategy=strategy)
+    shares = np.linspace(0, 1, bins + 1)
+    edges = shares if strategy == "uniform" else np.percentile(p, shares * 100)
+    counts = np.bincount(np.searchsorted(edges[1:-1], p), minlength=bins)
     return float(np.sum(counts[counts > 0] * np.abs(came - promised)) / len(p))
 
 
@@ -144,8 +145,9 @@ def test_two_classes_have_the_brier_score_of_the_question_between_them(sample: A
 @few
 def test_the_calibration_error_is_that_of_scikit_learns_curve(strategy: str, sample: Any) -> None:
     p, y, _ = sample
-    expected = _expected_calibration_error(p, y, None, strategy)
-    np.testing.assert_allclose(polyloss.calibration_error(p, y, bins=5, strategy=strategy), expected, atol=1e-14)
+    for bins in (3, 5, 15):  # of which 3 and 15 round the place of an item that is an edge
+        expected = _expected_calibration_error(p, y, bins, strategy)
+        np.testing.assert_allclose(polyloss.calibration_error(p, y, bins=bins, strategy=strategy), expected, atol=1e-14)
 
 
 # Laws over all metrics.
@@ -441,6 +443,7 @@ def test_f1_compares_scores_in_their_own_dtype(library: str) -> None:
     if library != "array_api_strict":  # which has no 16 bits
         half = from_numpy(library, np.array([0.3, 0.9], np.float16))  # 0.30005
         assert to_numpy(polyloss.f1(half, from_numpy(library, np.array([0, 1])), threshold=0.3)) == 1
+        assert to_numpy(polyloss.f1(half, from_numpy(library, np.array([0, 1])), threshold=1e30)) == 0
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"])
@@ -458,6 +461,14 @@ def test_the_largest_integers_are_told_apart(library: str, dtype: str) -> None:
         assert to_numpy(polyloss.roc_auc(scores, targets)) == 1
         assert to_numpy(polyloss.ndcg(scores, targets)) == 1
     assert to_numpy(polyloss.accuracy(scores[None, :], targets[1:2])) == 1
+
+
+def test_integers_that_a_library_cannot_hold_are_refused() -> None:
+    jnp = pytest.importorskip("jax.numpy")
+    for large in (np.array([2**40, 2**41]), [2**40, 2**41]):
+        with pytest.raises(ValueError, match="scores must fit int32, as jax holds them here, got int64"):
+            polyloss.roc_auc(large, jnp.asarray([0, 1]))
+    assert polyloss.roc_auc(np.array([5, 6]), jnp.asarray([0, 1])) == 1
 
 
 @pytest.mark.parametrize("strategy", ["uniform", "quantile"])

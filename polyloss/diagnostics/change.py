@@ -207,6 +207,8 @@ def explain_change(
         )
     if "where" in settings:
         raise ValueError("where is an argument of explain_change, not an option of the metric")
+    if settings.get("average") == "none":
+        raise ValueError("average must make one number of all labels, got 'none'")
     one, two = floats(before=before, after=after)
     if one.shape != two.shape:
         raise ValueError(f"after must have the shape of before, {one.shape}, got {two.shape}")
@@ -245,8 +247,7 @@ def _counted(pieces: Iterator[Piece]) -> tuple[np.ndarray, np.ndarray, tuple[flo
 
     The first two are [fell or not, could move the metric or not, part].
     """
-    shape = 2, 2, len(NAMES)
-    size = math.prod(shape)
+    shape, size = (2, 2, len(NAMES)), 4 * len(NAMES)
     counts: np.ndarray = np.zeros(size, np.int64)
     changes: list[np.ndarray] = [np.zeros(size)]
     totals: tuple[list[float], list[float]] = ([], [])
@@ -257,9 +258,9 @@ def _counted(pieces: Iterator[Piece]) -> tuple[np.ndarray, np.ndarray, tuple[flo
         (was, now), fell = piece.right, change < 0
         # Where the scores lead by as much as before, or none can tell, the loss decides.
         nearer = (piece.lead[1] > piece.lead[0]) | (fell & ~(piece.lead[1] < piece.lead[0]))
-        same = np.where(change == 0, 6, np.where(was, 3, 5) - nearer)
-        part = np.where(was == now, same, np.where(now, 0, 1))
-        cell = np.ravel_multi_index((fell.astype(int), piece.could_move.astype(int), part), shape)
+        w, n, near, f, could = (x.astype(np.int8) for x in (was, now, nearer, fell, piece.could_move))
+        part = np.where(was != now, 1 - n, np.where(change == 0, 6, 5 - 2 * w - near))  # its place in NAMES
+        cell = (part + len(NAMES) * (could + 2 * f)).astype(np.intp)
         counts += np.bincount(cell, minlength=size)
         changes.append(np.bincount(cell, weights=change, minlength=size))
         for total, items in zip(totals, piece.loss):
