@@ -371,3 +371,18 @@ def test_a_kernel_that_cannot_be_made_leaves_the_formula_its_scores(
     np.testing.assert_allclose(to_host(value), expected, rtol=1e-5)
     for one, two in zip(slopes, others):
         np.testing.assert_allclose(to_host(one), two, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("n", [9, 40, 140])
+def test_masked_scores_give_their_place_to_the_gradient(n: int) -> None:
+    rng = np.random.default_rng(0)
+    q, p = rng.standard_normal((2, n, 3)).astype(np.float32)
+    mask = rng.random((n, n)) < 0.7
+    both = polyloss.value_and_grad(polyloss.info_nce, ("queries", "positives"))
+    with launching() as device:
+        value, slopes = both(to_device(q), to_device(p), candidate_mask=to_device(mask))
+        assert device.launched
+    expected, others = both(q, p, candidate_mask=mask)
+    np.testing.assert_allclose(to_host(value), expected, rtol=1e-5)
+    for one, two in zip(slopes, others):
+        np.testing.assert_allclose(to_host(one), two, rtol=1e-4, atol=1e-7)
