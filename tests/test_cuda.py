@@ -74,7 +74,7 @@ KEYS: list[tuple[Any, ...]] = [
     *(("rows", x, "int32", "block256", True, True) for x in WIDE),
     *(("split", x, "", "block512") for x in WIDE),
     *(("split", x, labels, "") for x in WIDE for labels in ("int32", "int64")),
-    *(("soft", x, t, True, form, True) for x in WIDE for t in (x, "int64") for form in FORMS),
+    *(("soft", x, t, True, form, True) for x in WIDE for t in (x, "int64") for form in (*SHORT, "long256")),
     *(("soft", x, t, True, "block256", True) for x in WIDE for t in ("int32", *WIDE) if t != x),
     *(("soft", x, x, general, "warp", not general) for x in WIDE for general in (True, False)),
     *(("elements", x, x, form, True, True) for x in WIDE for form in ("plain", "scalars")),

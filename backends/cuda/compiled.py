@@ -38,7 +38,9 @@ def bounds(key: Key, capability: tuple[int, int]) -> Bounds:
     if key[0] == "sums":
         return Bounds(threads, 1)
     pairs = any(part in ("float16", "bfloat16") for part in key)
-    if "float64" in key or key[0] == "soft":
+    if key[0] == "soft":
+        resident = 512 if capability >= (9, 0) and key[1] != "float64" else 256
+    elif "float64" in key:
         resident = 512
     elif key[0] in ("rows", "transforms") and ("warp" in key or "few vectors" in key) and pairs:  # which unrolls most
         resident = 512 if capability >= (9, 0) else 256
@@ -96,8 +98,10 @@ class Kernel:
                 try:
                     self._loaded[device] = self._simulation() if SIMULATED else self._function(device)
                 except Exception as error:  # a toolchain has many ways to fail, and the formula is right without it
+                    from polyloss.backends.cuda.driver import passing
+
                     reason = f"{type(error).__name__}: {error}"
-                    if not isinstance(error, MemoryError) and not getattr(error, "passing", False):
+                    if not passing(error):
                         failures[self.key, device] = reason
                     raise Unavailable(reason) from error
             return self._loaded[device]
