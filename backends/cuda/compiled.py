@@ -37,15 +37,15 @@ def bounds(key: Key, capability: tuple[int, int]) -> Bounds:
     threads = threads_of(key)
     if key[0] == "sums":
         return Bounds(threads, 1)
+    newer, double = capability >= (9, 0), "float64" in key
     pairs = any(part in ("float16", "bfloat16") for part in key)
+    unrolled = ("warp" in key and pairs) or ("few vectors" in key and (pairs or double))
     if key[0] == "soft":
-        resident = 512 if capability >= (9, 0) and key[1] != "float64" else 256
-    elif "float64" in key:
-        resident = 512
-    elif key[0] in ("rows", "transforms") and ("warp" in key or "few vectors" in key) and pairs:  # which unrolls most
-        resident = 512 if capability >= (9, 0) else 256
+        resident = 512 if newer and key[1] != "float64" else 256
+    elif key[0] in ("rows", "transforms") and unrolled:
+        resident = 512 if newer else 256
     else:
-        resident = 768 if capability >= (9, 0) and "float16" not in key else 512
+        resident = 768 if newer and not double and "float16" not in key else 512
     return Bounds(threads, max(1, resident // threads))
 
 

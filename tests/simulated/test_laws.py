@@ -267,14 +267,16 @@ def test_layouts_and_axes(axis: int) -> None:
 
 @pytest.mark.parametrize("offset", range(1, 8))
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_rows_that_are_not_aligned(dtype: str, offset: int) -> None:
+@pytest.mark.parametrize("classes", [24, 301])
+def test_rows_that_are_not_aligned(classes: int, dtype: str, offset: int) -> None:
     """Vectors begin where both logits and gradient are aligned; where that is nowhere, numbers go one by one."""
-    x, y = logits(3, 301, dtype)
+    x, y = logits(3, classes, dtype)
     base = np.zeros(x.size + 16, x.dtype)
     shift = offset + (-base.__array_interface__["data"][0] // x.itemsize) % (16 // x.itemsize)
     view = base[shift : shift + x.size].reshape(x.shape)
     view[...] = x
-    check(polyloss.softmax_cross_entropy, view, y, classes=301)
+    check(polyloss.softmax_cross_entropy, view, y, classes=classes)
+    check(polyloss.softmax_cross_entropy, view, y, classes=classes, larger=2.0, label_smoothing=0.1)
 
 
 @pytest.mark.parametrize("name", LOSSES)
