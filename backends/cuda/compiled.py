@@ -41,7 +41,7 @@ def bounds(key: Key, capability: tuple[int, int]) -> Bounds:
     pairs = any(part in ("float16", "bfloat16") for part in key)
     unrolled = ("warp" in key and pairs) or ("few vectors" in key and (pairs or double))
     if key[0] == "soft":
-        resident = 512 if newer and key[1] != "float64" else 256
+        resident = 512 if newer and key[1] != "float64" and not (pairs and "long256" in key) else 256
     elif key[0] in ("rows", "transforms") and unrolled:
         resident = 512 if newer else 256
     else:
