@@ -37,13 +37,15 @@ def bounds(key: Key, capability: tuple[int, int]) -> Bounds:
     threads = threads_of(key)
     if key[0] == "sums":
         return Bounds(threads, 1)
+    newer, double = capability >= (9, 0), "float64" in key
     pairs = any(part in ("float16", "bfloat16") for part in key)
-    if "float64" in key or key[0] == "soft":
-        resident = 512
-    elif key[0] in ("rows", "transforms") and ("warp" in key or "few vectors" in key) and pairs:  # which unrolls most
-        resident = 512 if capability >= (9, 0) else 256
+    unrolled = ("warp" in key and pairs) or ("few vectors" in key and (pairs or double))
+    if key[0] == "soft":
+        resident = 512 if newer and key[1] != "float64" and not (pairs and "long256" in key) else 256
+    elif key[0] in ("rows", "transforms") and unrolled:
+        resident = 512 if newer else 256
     else:
-        resident = 768 if capability >= (9, 0) and "float16" not in key else 512
+        resident = 768 if newer and not double and "float16" not in key else 512
     return Bounds(threads, max(1, resident // threads))
 
 
@@ -96,8 +98,10 @@ class Kernel:
                 try:
                     self._loaded[device] = self._simulation() if SIMULATED else self._function(device)
                 except Exception as error:  # a toolchain has many ways to fail, and the formula is right without it
+                    from polyloss.backends.cuda.driver import passing
+
                     reason = f"{type(error).__name__}: {error}"
-                    if not isinstance(error, MemoryError) and not getattr(error, "passing", False):
+                    if not passing(error):
                         failures[self.key, device] = reason
                     raise Unavailable(reason) from error
             return self._loaded[device]

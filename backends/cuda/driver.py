@@ -25,6 +25,7 @@ __all__ = [
     "image",
     "library",
     "making",
+    "passing",
     "shared_memory",
 ]
 
@@ -42,12 +43,16 @@ _local = threading.local()
 
 
 class Refused(RuntimeError):
-    """What the driver would not do."""
+    """What the driver would not do. As Numba's own error, it has a ``code``."""
 
-    def __init__(self, what: str, status: int) -> None:
-        super().__init__(f"{what} of the CUDA driver failed with status {status}")
-        self.passing = status in PASSING
-        """Whether it may do it another time."""
+    def __init__(self, what: str, code: int) -> None:
+        super().__init__(f"{what} of the CUDA driver failed with status {code}")
+        self.code = code
+
+
+def passing(error: Exception) -> bool:
+    """Whether what failed may work another time: no memory was left, or a stream was being captured."""
+    return isinstance(error, MemoryError) or getattr(error, "code", None) in PASSING
 
 
 def _opened() -> Any:

@@ -50,10 +50,11 @@ def slices_of(classes: int, size: int, aligned: bool, even: bool, device: int) -
 
 
 @functools.lru_cache(maxsize=512)
-def shape_of(classes: int, size: int, aligned: bool, even: bool, device: int) -> Shape:
+def shape_of(classes: int, size: int, aligned: bool, even: bool, device: int, busy: bool = False) -> Shape:
     """The form for rows of so many classes of ``size`` bytes.
 
-    ``aligned``: logits and gradient are so alike; ``even``: at the first row, to 16 bytes.
+    ``aligned``: logits and gradient are so alike; ``even``: at the first row, to 16 bytes; ``busy``: no more than 256
+    threads have the registers that they need.
     """
     if classes <= FEW:
         whole = aligned and even and classes * size % 16 == 0
@@ -72,7 +73,7 @@ def shape_of(classes: int, size: int, aligned: bool, even: bool, device: int) ->
     if vectors * 16 <= batch + half // batch * batch + 2 * batch:
         form, most = "long256", half
     else:
-        form, most = "long512", room(device)
+        form, most = "long256" if busy else "long512", room(device)
     lanes = FORMS[form].lanes
     batch = lanes * BATCH * 16
     shelved = min(-(-vectors * 16 // batch) - 1, most // batch)
@@ -258,7 +259,7 @@ class Lse:
         x_at, y_at, g_at, size = at(x), at(y), 0 if g is None else at(g), SIZE[kinds[0]]
         aligned = g is None or (x_at - g_at) % 16 == 0
         aligned = aligned and not (dense and (x_at // size - y_at // SIZE[kinds[1]]) % (16 // size))
-        shape = shape_of(classes, size, aligned, x_at % 16 == 0, queue[0])
+        shape = shape_of(classes, size, aligned, x_at % 16 == 0, queue[0], True)
         blocks = shape.blocks(rows)
         left, given = Value(work, queue, items, blocks, value), Factors(work)
         e = work.primitive.label_smoothing

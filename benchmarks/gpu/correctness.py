@@ -183,20 +183,23 @@ def _captured(device: Device) -> str:
     import torch
 
     both = polyloss.value_and_grad(polyloss.softmax_cross_entropy)
-    x, y = torch.randn(512, 3000, device="cuda"), torch.randint(0, 3000, (512,), device="cuda")
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        both(x, y)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        value, gradient = both(x, y)
-    x.copy_(torch.randn_like(x))
-    graph.replay()
-    expected = both(x, y)
-    torch.testing.assert_close(value, expected[0], rtol=0, atol=0)
-    torch.testing.assert_close(gradient, expected[1], rtol=0, atol=0)
+    for rows, warm in ((512, True), (513, False)):  # without a first call the kernel is made during the capture
+        x = torch.randn(rows, 3000, device="cuda", dtype=torch.float32 if warm else torch.float64)
+        y = torch.randint(0, 3000, (rows,), device="cuda")
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        if warm:
+            with torch.cuda.stream(side):
+                both(x, y)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            value, gradient = both(x, y)
+        x.copy_(torch.randn_like(x))
+        graph.replay()
+        expected = both(x, y)
+        torch.testing.assert_close(value, expected[0], rtol=0, atol=0)
+        torch.testing.assert_close(gradient, expected[1], rtol=0, atol=0)
     return ""
 
 

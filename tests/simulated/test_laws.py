@@ -267,14 +267,16 @@ def test_layouts_and_axes(axis: int) -> None:
 
 @pytest.mark.parametrize("offset", range(1, 8))
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_rows_that_are_not_aligned(dtype: str, offset: int) -> None:
+@pytest.mark.parametrize("classes", [24, 301])
+def test_rows_that_are_not_aligned(classes: int, dtype: str, offset: int) -> None:
     """Vectors begin where both logits and gradient are aligned; where that is nowhere, numbers go one by one."""
-    x, y = logits(3, 301, dtype)
+    x, y = logits(3, classes, dtype)
     base = np.zeros(x.size + 16, x.dtype)
     shift = offset + (-base.__array_interface__["data"][0] // x.itemsize) % (16 // x.itemsize)
     view = base[shift : shift + x.size].reshape(x.shape)
     view[...] = x
-    check(polyloss.softmax_cross_entropy, view, y, classes=301)
+    check(polyloss.softmax_cross_entropy, view, y, classes=classes)
+    check(polyloss.softmax_cross_entropy, view, y, classes=classes, larger=2.0, label_smoothing=0.1)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -368,6 +370,21 @@ def test_a_kernel_that_cannot_be_made_leaves_the_formula_its_scores(
         value, slopes = both(to_device(q), to_device(p), temperature=0.1)
     compiled.kernel.cache_clear()
     expected, others = both(q, p, temperature=0.1)
+    np.testing.assert_allclose(to_host(value), expected, rtol=1e-5)
+    for one, two in zip(slopes, others):
+        np.testing.assert_allclose(to_host(one), two, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("n", [9, 40, 140])
+def test_masked_scores_give_their_place_to_the_gradient(n: int) -> None:
+    rng = np.random.default_rng(0)
+    q, p = rng.standard_normal((2, n, 3)).astype(np.float32)
+    mask = rng.random((n, n)) < 0.7
+    both = polyloss.value_and_grad(polyloss.info_nce, ("queries", "positives"))
+    with launching() as device:
+        value, slopes = both(to_device(q), to_device(p), candidate_mask=to_device(mask))
+        assert device.launched
+    expected, others = both(q, p, candidate_mask=mask)
     np.testing.assert_allclose(to_host(value), expected, rtol=1e-5)
     for one, two in zip(slopes, others):
         np.testing.assert_allclose(to_host(one), two, rtol=1e-4, atol=1e-7)
