@@ -129,8 +129,8 @@ def vmap_all(loss: Any, x: Any, rest: Any) -> Found:
     """values and gradients of a batch of all arrays"""
     axes = per_item(loss, rest)
     pair = {key: a if axes[key] is None else jnp.stack([a, a[::-1]]) for key, a in rest.items()}
-    both = jax.vmap(jax.value_and_grad(lambda x, rest: loss(x, **rest)), in_axes=(1, axes))
-    values, gradients = jax.jit(both)(jnp.stack([x, x[::-1]], axis=1), pair)
+    both = jax.vmap(jax.value_and_grad(lambda x, rest: loss(x, **rest)), in_axes=(0, axes))
+    values, gradients = jax.jit(both)(jnp.stack([x, x[::-1]]), pair)
     yield "value", values[0]
     yield "value", values[1]
     yield "gradient", gradients[0]

@@ -19,7 +19,10 @@ SLOWLY = "left to a longer run: a call takes long here"
 QUICK = {
     ("dask", "kernel"): ("accuracy", "mask", "reductions", "textbook", "invalid values", "agreement", "derivatives"),
     ("dask", "generic"): ("accuracy", "invalid values"),
-    ("jax", "kernel"): ("accuracy", "mask", "autodiff", "16 bits", "derivatives", "masked queries", "invalid values"),
+    ("jax", "kernel"): (
+        *("accuracy", "mask", "autodiff", "16 bits", "derivatives", "masked queries", "invalid values"),
+        "batch axis",
+    ),
     ("jax", "generic"): ("accuracy",),
     ("jax", "jit"): ("accuracy", "autodiff", "invalid values"),
     ("torch", "compiled"): ("accuracy", "autodiff"),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 import polyloss
-from polyloss.conformance.laws import law
+from polyloss.conformance.laws import law, only
 from polyloss.conformance.losses import LOSSES, Row
 from polyloss.conformance.routes import to_numpy
 from polyloss.conformance.subject import Draw, Subject, same
@@ -15,6 +15,7 @@ from polyloss.conformance.subject import Draw, Subject, same
 __all__: list[str] = []
 
 SOFTMAX = ("softmax_cross_entropy",)
+KERNELS = (*SOFTMAX, "sigmoid_cross_entropy", "bpr", "info_nce")  # the losses on a hot primitive
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool")
 
 
@@ -159,6 +160,24 @@ def alone(subject: Subject, draw: Draw) -> None:
     subject.close(value, to_numpy(expected)[0], "the loss of one item")
     for key, gradient in gradients.items():
         subject.close(gradient, to_numpy(slopes[key])[0], f"the gradient in {key} of one item")
+
+
+@law("batch axis", only("jax", path="kernel", dtypes=("float32",)), once=True, functions=KERNELS)
+def batch_axis(subject: Subject, draw: Draw) -> None:
+    """A batch by `jax.vmap`, along any axis, has the values and gradients of its parts."""
+    import jax
+
+    arguments = subject.draw(draw, 3)
+    key = subject.row.floating(arguments)[0]
+    given = subject.given(arguments, {})
+    parts = (arguments[key], arguments[key][::-1].copy())
+    expected = [subject.value_and_gradients(arguments | {key: part}) for part in parts]
+    for axis in range(parts[0].ndim + 1):
+        both = jax.vmap(jax.value_and_grad(lambda x: subject.row.loss(**given | {key: x})), in_axes=axis)
+        values, gradients = both(subject.route.array(np.stack(parts, axis=axis), subject.dtype))
+        for value, gradient, (one, slopes) in zip(values, gradients, expected):
+            subject.close(value, one, f"the value of a batch along axis {axis}")
+            subject.close(gradient, slopes[key], f"the gradient of a batch along axis {axis}", factor=10)
 
 
 INVALID: dict[str, tuple[str, tuple[Any, ...]]] = {
