@@ -15,6 +15,9 @@ Below the smallest normal number precision fades: each of the K terms is rounded
 subnormal number, and where a platform flushes subnormal numbers to zero (XLA) it may lose up to the smallest normal
 one. That much is allowed in absolute terms, K times, and times the weight (``pos_weight``, ``class_weights``) that
 multiplies it.
+
+16-bit inputs are computed in float32, with its budget. What comes back in 16 bits is that number rounded once, to the
+nearest, so half an ulp of 16 bits is taken off its error before that is counted in ulp of float32.
 """
 
 from __future__ import annotations

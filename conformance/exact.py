@@ -67,8 +67,7 @@ class Share:
 def shares(case: Case, library: str, items: np.ndarray, gradient: np.ndarray | None) -> tuple[Share, ...]:
     """The largest part of its budget that an item, and an entry of the gradient, has used.
 
-    The items of a 16-bit loss are float32, and its gradient is within one 16-bit number of the correctly rounded one:
-    within 1.5 ulp.
+    The items of a 16-bit loss are float32. What comes back in 16 bits is such a number, rounded once, to the nearest.
     """
     half = case.dtype in HALF
     compute = "float32" if half else case.dtype
@@ -76,26 +75,25 @@ def shares(case: Case, library: str, items: np.ndarray, gradient: np.ndarray | N
     floor = case.terms * faded(compute, library)
     item_dtype = case.dtype if transform else compute
     narrow = half and transform
-    found = [
-        _share(
-            items,
-            case.items,
-            np.full(items.shape, 1.5) if narrow else case.item_budget,
-            ulps(items, case.items, case.larger_item, item_dtype, floor + (faded(item_dtype, "") if narrow else 0)),
-            "value",
-        )
-    ]
+    error = ulps(items, case.items, case.larger_item, item_dtype, floor + (faded(item_dtype, "") if narrow else 0))
+    error = _before_rounding(error, case.dtype) if narrow else error
+    found = [_share(items, case.items, case.item_budget, error, "value")]
     if gradient is not None:
-        budget = np.full(gradient.shape, 1.5) if half else case.gradient_budget
         floor += faded(case.dtype, "") if half else 0
         larger = case.larger_gradient
         if half and larger is not None:  # what the float32 formula may lose, before it is rounded
             floor = floor + larger * np.max(case.gradient_budget) * 2.0**-23
         error = ulps(gradient, case.gradient, None if half else larger, case.dtype, floor)
+        error = _before_rounding(error, case.dtype) if half else error
         if case.fading is not None and library in FLUSHING:
             error = np.where(case.fading & np.isfinite(gradient), 0.0, error)
-        found.append(_share(gradient, case.gradient, budget, error, "gradient"))
+        found.append(_share(gradient, case.gradient, case.gradient_budget, error, "gradient"))
     return tuple(found)
+
+
+def _before_rounding(error: np.ndarray, dtype: str) -> np.ndarray:
+    """In ulp of float32, what is more than the half ulp of 16 bits that the rounding to these may take."""
+    return np.asarray(np.maximum(error - 0.5, 0.0) * 2.0 ** (23 - HALF[dtype][0]))
 
 
 def _share(got: np.ndarray, exact: Exact, budget: np.ndarray, error: np.ndarray, of: str) -> Share:

@@ -17,7 +17,7 @@ import numpy as np
 import polyloss
 from polyloss.conformance import textbook
 from polyloss.conformance.routes import DTYPES, Route, to_numpy
-from polyloss.conformance.subject import Draw, Subject, same
+from polyloss.conformance.subject import RESOLUTION, Draw, Subject, same
 
 __all__ = ["LAWS", "Law", "law"]
 
@@ -112,7 +112,7 @@ def mask(subject: Subject, draw: Draw) -> None:
 
 @law("reductions")
 def reductions(subject: Subject, draw: Draw) -> None:
-    """Sum of none = sum; mean = sum(w l) / sum(w); a denominator replaces sum(w)."""
+    """Sum of none = sum; mean = sum(w l) / sum(w); a denominator replaces sum(w); gradients grow with the weights."""
     arguments = subject.draw(draw)
     shape = (draw.n, *subject.row.item_shape)
     plain = subject.items(arguments).astype(np.float64)
@@ -130,6 +130,10 @@ def reductions(subject: Subject, draw: Draw) -> None:
         if "class_weights" not in arguments:
             mean = subject.value(arguments, weights=weights)
             subject.close(mean, np.sum(full * plain) / np.sum(full), "the weighted mean")
+        _, slopes = subject.value_and_gradients(arguments, weights=weights, reduction="sum")
+        _, gradients = subject.value_and_gradients(arguments, weights=4 * weights, reduction="sum")
+        for key, slope in slopes.items():
+            subject.close(gradients[key], 4 * to_numpy(slope), f"the gradient in {key} of four times the weights")
 
 
 @law("textbook")
@@ -248,10 +252,23 @@ def autodiff(subject: Subject, draw: Draw) -> None:
         subject.close(gradient, expected[first], f"{way}'s gradient of the items", factor=10)
         _, gradient = route.pulled(way, of, given[first], route.array(np.zeros(shape), subject.dtype))
         same(np.abs(np.asarray(gradient)), np.zeros(arguments[first].shape), f"{way}'s gradient, times 0")
+        if way in ("compile", "jit"):
+            continue
+        # A factor of all parameters at once: its derivative at 1 is the sum of theirs.
+        of = functools.partial(_scaled, subject.row.loss, given, tuple(slopes))
+        _, gradient = route.pulled(way, of, route.array(np.asarray(1.0), subject.dtype))
+        terms = np.concatenate([np.ravel(to_numpy(slope) * arguments[key]) for key, slope in slopes.items()])
+        error = abs(float(np.asarray(gradient)) - np.sum(terms))
+        allowed = 10 * RESOLUTION[subject.dtype] * (np.sum(np.abs(terms)) + 1e-6)
+        assert error <= allowed, f"{way}'s gradient in all parameters at once: {gradient}, not {np.sum(terms)}"
 
 
 def _in_one(loss: Any, given: dict[str, Any], key: str, x: Any) -> Any:
     return loss(**given | {key: x})
+
+
+def _scaled(loss: Any, given: dict[str, Any], keys: tuple[str, ...], factor: Any) -> Any:
+    return loss(**given | {key: factor * given[key] for key in keys})
 
 
 # The same numbers, however they come.

@@ -6,6 +6,7 @@ are compared to a few ulp.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +15,11 @@ import numpy as np
 
 import polyloss
 
-__all__ = ["LIMITS", "Limit"]
+__all__ = ["LIMITS", "Limit", "in_a_long_row"]
 
 INF, NAN = math.inf, math.nan
 BIG = 3e38
+WITH_NAN = [[NAN, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, NAN], [0.0, NAN, 0.0, 40.0], [0.0, 0.0, 0.0, 0.0]]
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,29 @@ class Limit:
 
     def arrays(self) -> tuple[np.ndarray, ...]:
         return tuple(map(np.asarray, self.arguments))
+
+
+LONG = 70  # classes: more than lie side by side in vectors
+
+
+def in_a_long_row(limit: Limit) -> Limit:
+    """The same beside many classes at -inf, which have probability 0: kernels treat long rows in their own way.
+
+    What is stated is the answer's part without these classes.
+    """
+    k = np.shape(limit.arguments[0])[-1]
+
+    def longer(x: Any, filling: float) -> Any:
+        if np.ndim(x) == 0 or np.shape(x)[-1] != k:
+            return x
+        return np.concatenate([x, np.full((*np.shape(x)[:-1], LONG - k), filling)], axis=-1)
+
+    logits, *targets = limit.arguments
+    of_rows = [longer(t, 0.0) if np.ndim(t) == np.ndim(logits) else t for t in targets]
+    options = {name: longer(x, True).astype(bool) if isinstance(x, list) else x for name, x in limit.options.items()}
+    return dataclasses.replace(
+        limit, arguments=(longer(logits, -INF), *of_rows), options=options, cotangent=longer(limit.cotangent, 0.0)
+    )
 
 
 LIMITS: dict[str, Limit] = {
@@ -80,6 +105,20 @@ LIMITS: dict[str, Limit] = {
         plain=False,
     ),
     "one class is certain": Limit(polyloss.softmax_cross_entropy, ([[3.0], [NAN]], [0, 0]), {}, [0, NAN], [[0], [NAN]]),
+    "a nan logit makes its row nan": Limit(
+        polyloss.softmax_cross_entropy,
+        (WITH_NAN, [1, 0, 3, 0]),
+        {},
+        [NAN, NAN, NAN, math.log(4)],
+        [[NAN] * 4] * 3 + [[-0.75, 0.25, 0.25, 0.25]],
+    ),
+    "a nan logit makes its row nan, target or not": Limit(
+        polyloss.softmax_cross_entropy,
+        (WITH_NAN, [[0.0, 0.5, 0.5, 0.0]] * 4),
+        {},
+        [NAN, NAN, NAN, math.log(4)],
+        [[NAN] * 4] * 3 + [[0.25, -0.25, -0.25, 0.25]],
+    ),
     "a masked class is not read": Limit(
         polyloss.softmax_cross_entropy,
         ([[NAN, 0.0, 0.0], [INF, 0.0, 0.0]], [1, 0]),
@@ -158,7 +197,7 @@ LIMITS: dict[str, Limit] = {
     "an infinite distance": Limit(
         polyloss.contrastive_from_distance, ([INF, 0.0], [1.0, 0.0]), {}, [INF, 1], [INF, -2]
     ),
-    "infinite scores": Limit(polyloss.bpr, ([INF, -INF], [0.0, 0.0]), {}, [0, INF], [0, -1]),
+    "infinite scores": Limit(polyloss.bpr, ([INF, -INF, NAN], [0.0, 0.0, 0.0]), {}, [0, INF, NAN], [0, -1, NAN]),
     "log loss of a certain class": Limit(polyloss.log_loss, ([[1.0, 0.0]] * 2, [0, 1]), {}, [0, INF], None),
     "sigmoid": Limit(polyloss.sigmoid, ([0.0, INF, -INF, NAN],), {}, [0.5, 1, 0, NAN], [0.25, 0, 0, NAN]),
     "softplus": Limit(polyloss.softplus, ([0.0, INF, -INF],), {}, [math.log(2), INF, 0], [0.5, 1, 0]),
@@ -170,6 +209,11 @@ LIMITS: dict[str, Limit] = {
         [[0.5, 0, 0.5], [1, 0, 0], [NAN, NAN, NAN]],
         None,
     ),
+    "softmax with a nan": Limit(polyloss.softmax, (WITH_NAN,), {}, [[NAN] * 4] * 3 + [[0.25] * 4], None),
+    "log softmax with a nan": Limit(
+        polyloss.log_softmax, (WITH_NAN,), {}, [[NAN] * 4] * 3 + [[-math.log(4)] * 4], None
+    ),
+    "logsumexp with a nan": Limit(polyloss.logsumexp, (WITH_NAN,), {}, [NAN, NAN, NAN, math.log(4)], None),
     "softmax of what a mask keeps": Limit(
         polyloss.softmax,
         ([0.0, NAN, 0.0],),

@@ -52,11 +52,11 @@ def _sigmoid(soft: bool) -> Callable[..., Arguments]:
 
 
 def _softmax(
-    soft: bool = False, *trailing: int, extra: Callable[..., Arguments] | None = None
+    soft: bool = False, *trailing: int, classes: int = 4, extra: Callable[..., Arguments] | None = None
 ) -> Callable[..., Arguments]:
     def draw(rng: np.random.Generator, n: int, magnitude: float) -> Arguments:
-        shape = (n, 4, *trailing)
-        targets = rng.random(shape) / 4 if soft else rng.integers(4, size=(n, *trailing))
+        shape = (n, classes, *trailing)
+        targets = rng.random(shape) / classes if soft else rng.integers(classes, size=(n, *trailing))
         found = {"logits": magnitude * rng.standard_normal(shape), "targets": targets}
         return found | (extra(rng, n) if extra else {})
 
@@ -137,6 +137,9 @@ LOSSES: dict[str, Row] = {
     ),
     "softmax_cross_entropy": Row(polyloss.softmax_cross_entropy, _softmax(), garbage={"targets": -7}),
     "softmax_cross_entropy, soft": Row(polyloss.softmax_cross_entropy, _softmax(soft=True), garbage={"targets": 2.0}),
+    "softmax_cross_entropy, many classes": Row(
+        polyloss.softmax_cross_entropy, _softmax(classes=70), {"z_loss": 0.01}, {"targets": -1}
+    ),
     "softmax_cross_entropy, all options": Row(
         polyloss.softmax_cross_entropy,
         _softmax(extra=_weighted_classes),

@@ -19,7 +19,10 @@ SLOWLY = "left to a longer run: a call takes long here"
 QUICK = {
     ("dask", "kernel"): ("accuracy", "mask", "reductions", "textbook", "invalid values", "agreement", "derivatives"),
     ("dask", "generic"): ("accuracy", "invalid values"),
-    ("jax", "kernel"): ("accuracy", "mask", "autodiff", "16 bits", "derivatives", "masked queries"),
+    ("jax", "kernel"): (
+        *("accuracy", "mask", "autodiff", "16 bits", "derivatives", "masked queries", "invalid values"),
+        "batch axis",
+    ),
     ("jax", "generic"): ("accuracy",),
     ("jax", "jit"): ("accuracy", "autodiff", "invalid values"),
     ("torch", "compiled"): ("accuracy", "autodiff"),
@@ -38,7 +41,7 @@ ELSEWHERE = {("torch", "kernel"): ("large batch",), ("torch", "generic"): ("larg
 """What a quick run leaves to NumPy, whose kernels and formula are the same."""
 
 COMPILED = ("softmax_cross_entropy", "sigmoid_cross_entropy")
-DERIVED = ("softmax_cross_entropy", "contrastive")
+DERIVED = ("softmax_cross_entropy", "sigmoid_cross_entropy", "contrastive")
 ALL_ROWS = ("mask", "reductions", "16 bits", "agreement in every parameter")
 """Laws that a standard run asks of all options of a loss, where a call takes long too."""
 
@@ -57,6 +60,8 @@ def later(task: Task, name: str) -> str:
         narrow = narrow or (name == "accuracy" and route.path != "compiled")
     elif name == "16 bits":
         narrow = task.dtype == "float16"
+    elif place == ("jax", "generic"):  # the compiler's functions are others in float64
+        narrow = task.dtype in ("float32", "float64")
     few = True
     if route.path == "compiled":
         few = task.function in COMPILED or (task.level == "standard" and name == "accuracy")

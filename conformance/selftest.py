@@ -293,6 +293,7 @@ class _Copies:
         self._closed = False
         self._lock = threading.Lock()
         _copy_package(self.origin / "polyloss")
+        _copy_kernels(place / "kernels")
 
     def check(self, fault: Fault) -> None:
         """Raises `ValueError` where the fault cannot be planted."""
@@ -386,6 +387,15 @@ def _copy_package(to: Path) -> None:
     parts: dict[str, ModuleType] = {"": polyloss, "backends": polyloss.backends, "conformance": polyloss.conformance}
     for name, module in parts.items():
         shutil.copytree(Path(str(module.__file__)).parent, to / name, ignore=_not_python, dirs_exist_ok=True)
+
+
+def _copy_kernels(to: Path) -> None:
+    """The user's compiled kernels, so that only those are compiled that a fault is in."""
+    with contextlib.suppress(ImportError, OSError):  # no compiler, no folder, or files that come and go
+        from polyloss.backends.cpu.compiled import folder
+
+        if (user := folder()) is not None:
+            shutil.copytree(user, to)
 
 
 def _not_python(folder: str, names: list[str]) -> list[str]:

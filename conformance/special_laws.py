@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 import polyloss
-from polyloss.conformance.laws import law
+from polyloss.conformance.laws import law, only
 from polyloss.conformance.losses import LOSSES, Row
 from polyloss.conformance.routes import to_numpy
 from polyloss.conformance.subject import Draw, Subject, same
@@ -15,6 +15,7 @@ from polyloss.conformance.subject import Draw, Subject, same
 __all__: list[str] = []
 
 SOFTMAX = ("softmax_cross_entropy",)
+KERNELS = (*SOFTMAX, "sigmoid_cross_entropy", "bpr", "info_nce")  # the losses on a hot primitive
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool")
 
 
@@ -161,37 +162,68 @@ def alone(subject: Subject, draw: Draw) -> None:
         subject.close(gradient, to_numpy(slopes[key])[0], f"the gradient in {key} of one item")
 
 
-INVALID: dict[str, tuple[str, Any]] = {
-    "sigmoid_cross_entropy": ("targets", 2.0),
-    "softmax_cross_entropy": ("targets", 4),
-    "contrastive": ("similar", 2.0),
-    "contrastive_from_distance": ("distances", -1.0),
-    "binary_log_loss": ("probabilities", 1.5),
-    "log_loss": ("targets", -1),
+@law("batch axis", only("jax", path="kernel", dtypes=("float32",)), once=True, functions=KERNELS)
+def batch_axis(subject: Subject, draw: Draw) -> None:
+    """A batch by `jax.vmap`, along any axis, has the values and gradients of its parts."""
+    import jax
+
+    arguments = subject.draw(draw, 3)
+    key = subject.row.floating(arguments)[0]
+    given = subject.given(arguments, {})
+    parts = (arguments[key], arguments[key][::-1].copy())
+    expected = [subject.value_and_gradients(arguments | {key: part}) for part in parts]
+    for axis in range(parts[0].ndim + 1):
+        both = jax.vmap(jax.value_and_grad(lambda x: subject.row.loss(**given | {key: x})), in_axes=axis)
+        values, gradients = both(subject.route.array(np.stack(parts, axis=axis), subject.dtype))
+        for value, gradient, (one, slopes) in zip(values, gradients, expected):
+            subject.close(value, one, f"the value of a batch along axis {axis}")
+            subject.close(gradient, slopes[key], f"the gradient of a batch along axis {axis}", factor=10)
+
+
+INVALID: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "sigmoid_cross_entropy": ("targets", (2.0, -1.0)),
+    "softmax_cross_entropy": ("targets", (4, -1)),
+    "contrastive": ("similar", (2.0, -1.0)),
+    "contrastive_from_distance": ("distances", (-1.0,)),
+    "binary_log_loss": ("probabilities", (1.5, -0.5)),
+    "log_loss": ("targets", (-1, 4)),
 }
+"""An argument, and what is invalid there: on both sides of what is valid."""
 
 
 @law("invalid values", once=True, functions=tuple(INVALID))
 def invalid(subject: Subject, draw: Draw) -> None:
     """An invalid value is an error that names its argument, or where nobody may look, NaN in its own item alone."""
     function = subject.row.loss.__name__
-    key, bad = INVALID[function]
-    for n in (4, 70_000) if subject.route.library in ("numpy", "torch") and subject.dtype == "float32" else (4,):
-        arguments = LOSSES[function].arguments(draw.seed, n)
+    key, values = INVALID[function]
+    calls = [(LOSSES[function].arguments(draw.seed, 4), bad) for bad in values]
+    if subject.route.library in ("numpy", "torch") and subject.dtype == "float32":  # many, for several threads
+        calls.append((LOSSES[function].arguments(draw.seed, 70_000), values[0]))
+    if function == "softmax_cross_entropy":  # long rows, too
+        long = {"logits": draw.rng.standard_normal((4, 200)), "targets": draw.rng.integers(200, size=4)}
+        calls += [(long, bad) for bad in (200, -1)]
+    for arguments, bad in calls:
         if isinstance(bad, float):
             arguments[key] = arguments[key].astype(np.float64)
-        broken = arguments[key].copy()
-        broken[n // 2] = bad
-        plain = of(subject, subject.row.loss)
-        try:
-            value = plain.value(arguments | {key: broken}, reduction="none")
-            items = to_numpy(value)
-        except ValueError as error:
-            if key not in str(error):
-                raise AssertionError(f"the error does not name {key}: {error}") from error
-            continue
-        assert subject.route.library not in ("numpy", "torch") or subject.route.device != "cpu", f"no error of {key}"
-        clean = plain.items(arguments)
-        assert np.all(np.isnan(items[n // 2])), f"an invalid value of {key} gives {items[n // 2]}"
-        others = np.arange(n) != n // 2
-        subject.close(items[others], clean[others], "the other items")
+        _is_refused(subject, key, arguments, bad)
+
+
+def _is_refused(subject: Subject, key: str, arguments: dict[str, np.ndarray], bad: Any) -> None:
+    plain = of(subject, subject.row.loss)
+    broken = arguments[key].copy()
+    n = len(broken)
+    broken[n // 2] = bad
+    try:
+        value = plain.value(arguments | {key: broken}, reduction="none")
+        items = to_numpy(value)
+    except ValueError as error:
+        if key not in str(error):
+            raise AssertionError(f"the error does not name {key}: {error}") from error
+        return
+    looked = (subject.route.library, subject.route.device) in ((name, "cpu") for name in ("numpy", "torch", "jax"))
+    looked = looked and subject.route.path not in ("compiled", "jit")
+    assert not looked, f"{bad} in {key} is no error"
+    clean = plain.items(arguments)
+    assert np.all(np.isnan(items[n // 2])), f"{bad} in {key} gives {items[n // 2]}"
+    others = np.arange(n) != n // 2
+    subject.close(items[others], clean[others], "the other items")

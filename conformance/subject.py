@@ -11,7 +11,7 @@ import polyloss
 from polyloss.conformance.losses import Row
 from polyloss.conformance.routes import Route, rounded, to_numpy
 
-__all__ = ["Draw", "Subject", "same"]
+__all__ = ["RESOLUTION", "Draw", "Subject", "same"]
 
 RESOLUTION = {"float64": 1e-13, "float32": 4e-6}
 

@@ -137,6 +137,26 @@ def test_without_a_passing_run_before_nothing_is_planted() -> None:
         assert (result.outcomes, result.exit_status) == ((), 2)
 
 
+KEEPS_A_KERNEL = """
+import os, pathlib
+folder = pathlib.Path(os.environ["POLYLOSS_CACHE_DIR"])
+assert (folder / "user.o").read_text() == "code"
+with (folder / "found.txt").open("a") as found:
+    print("once", file=found)
+assert (folder / "found.txt").read_text() in ("once\\n", "once\\nonce\\n")
+"""
+
+
+def test_kernels_of_the_user_are_found_and_shared_and_stay_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("llvmlite")
+    (tmp_path / "user.o").write_text("code")
+    monkeypatch.setenv("POLYLOSS_CACHE_DIR", str(tmp_path))
+    assert plant(HINGE, code=KEEPS_A_KERNEL + LOOKS_AT_HINGE)["sign"].by == "check"
+    assert [path.name for path in tmp_path.iterdir()] == ["user.o"]
+
+
 def test_it_can_be_interrupted() -> None:
     """Nothing is left behind that runs, or waits for what runs."""
 
