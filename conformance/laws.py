@@ -237,7 +237,7 @@ def weights_derivatives(subject: Subject, draw: Draw) -> None:
             )
             expected = (ahead - behind) / (2 * step)
             for way in route.autodiff:
-                gradient = route.pulled(way, of, given[key])[1]
+                gradient = np.asarray(route.pulled(way, of, given[key])[1])
                 got, tolerance = np.sum(gradient * direction), 1e-6 * (1 + np.sum(np.abs(gradient)))
                 assert abs(got - expected) <= tolerance, f"{way}'s slope in {key}: {got}, by differences {expected}"
 

@@ -91,22 +91,23 @@ def masked_classes(subject: Subject, draw: Draw) -> None:
 
 @law("ignored labels", once=True, functions=SOFTMAX)
 def ignored(subject: Subject, draw: Draw) -> None:
-    """Rows of the label ``ignore_index`` are masked, -100 among 200 classes too."""
+    """Rows of the label ``ignore_index`` are masked, beside those of ``where``, -100 among 200 classes too."""
     for k, ignore in ((4, -100), (200, -100), (4, 2), (200, 255)):
         logits, labels = draw.rng.standard_normal((6, k)), draw.rng.integers(k, size=6)
         labels = np.where(labels == ignore, 0, labels)
         labels[[1, 4]] = ignore
         if 0 <= ignore + k < k:
             labels[0] = ignore + k  # which the ignored label would be, counted from the end
-        keep = labels != ignore
         ignoring = of(subject, polyloss.softmax_cross_entropy, ignore_index=ignore)
-        value, gradients = ignoring.value_and_gradients({"logits": logits, "targets": labels})
         plain = of(subject, polyloss.softmax_cross_entropy)
-        expected, slopes = plain.value_and_gradients({"logits": logits[keep], "targets": labels[keep]})
-        subject.close(value, expected, f"the mean with ignore_index={ignore} among {k} classes")
-        gradient = to_numpy(gradients["logits"])
-        subject.close(gradient[keep], slopes["logits"], "the gradient in the other rows")
-        same(gradient[~keep], np.zeros((2, k)), "the gradient in ignored rows")
+        for where in (None, np.arange(6) != 3):
+            keep = (labels != ignore) & (True if where is None else where)
+            value, gradients = ignoring.value_and_gradients({"logits": logits, "targets": labels}, where=where)
+            expected, slopes = plain.value_and_gradients({"logits": logits[keep], "targets": labels[keep]})
+            subject.close(value, expected, f"the mean with ignore_index={ignore} among {k} classes")
+            gradient = to_numpy(gradients["logits"])
+            subject.close(gradient[keep], slopes["logits"], "the gradient in the other rows")
+            same(gradient[~keep], np.zeros((np.sum(~keep), k)), "the gradient in ignored rows")
 
 
 @law("masked queries", once=True, functions=("info_nce",))
