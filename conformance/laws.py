@@ -190,7 +190,7 @@ def differences(subject: Subject, draw: Draw) -> None:
     row = subject.row
     arguments = row.arguments(draw.seed, n)
     options: dict[str, Any] = {"weights": rng.random(n) + 0.1, "where": np.arange(n) != draw.seed % n}
-    options["reduction"] = ("mean", "sum", "none")[draw.seed % 3]
+    options |= ({}, {"reduction": "sum"}, {"reduction": "none"}, {"denominator": 2.5})[draw.seed % 4]
     _, gradients = subject.value_and_gradients(arguments, **options)
     for key, found in gradients.items():
         gradient = to_numpy(found)
@@ -215,6 +215,35 @@ def _interior(loss: Any, key: str, arguments: dict[str, np.ndarray], direction: 
         direction -= direction.mean(axis=-1, keepdims=True)
         return 0.01
     return 1.0
+
+
+@law("derivatives in weights", only("torch", "jax", dtypes=("float64",)), once=True)
+def weights_derivatives(subject: Subject, draw: Draw) -> None:
+    """The library's autodiff differentiates what weighs the items too, by finite differences."""
+    route, rng, n = subject.route, draw.rng, 4
+    arguments = subject.draw(draw, n)
+    weights = {"weights": (n,), "pos_weight": (3,), "class_weights": (4,)}
+    weighing = {
+        name: rng.random(weights[name]) + 0.5
+        for name in inspect.signature(subject.row.loss).parameters
+        if name in weights
+    }
+    if "class_weights" in arguments:
+        weighing["class_weights"] = arguments["class_weights"]
+    for reduction in ("mean", "sum"):
+        options = weighing | {"where": np.arange(n) != 1, "reduction": reduction}
+        given = subject.given(arguments, options)
+        for key, x in weighing.items():
+            of = functools.partial(_in_one, subject.row.loss, given, key)
+            direction, step = rng.standard_normal(x.shape), 1e-6
+            ahead, behind = (
+                float(to_numpy(subject.value(arguments, **options | {key: x + s * step * direction}))) for s in (1, -1)
+            )
+            expected = (ahead - behind) / (2 * step)
+            for way in route.autodiff:
+                gradient = np.asarray(route.pulled(way, of, given[key])[1])
+                got, tolerance = np.sum(gradient * direction), 1e-6 * (1 + np.sum(np.abs(gradient)))
+                assert abs(got - expected) <= tolerance, f"{way}'s slope in {key}: {got}, by differences {expected}"
 
 
 def _has_autodiff(route: Route, dtype: str, function: str) -> str | None:

@@ -55,7 +55,7 @@ def later(task: Task, name: str) -> str:
     if task.level == "thorough" or not route.compiles:
         return ""
     asked = QUICK if task.level == "quick" else STANDARD
-    narrow = task.dtype == "float32" or name in ("derivatives", "16 bits")
+    narrow = task.dtype == "float32" or name in ("derivatives", "derivatives in weights", "16 bits")
     if task.level == "standard":
         narrow = narrow or (name == "accuracy" and route.path != "compiled")
     elif name == "16 bits":

@@ -72,42 +72,44 @@ def shift(subject: Subject, draw: Draw) -> None:
 
 @law("masked classes", once=True, functions=SOFTMAX)
 def masked_classes(subject: Subject, draw: Draw) -> None:
-    """A masked class is as if it were not there, NaN or not, along any axis, smoothed or not."""
-    logits, labels = draw.rng.standard_normal((5, 6)), draw.rng.integers(4, size=5)
+    """A masked class is as if it were not there, NaN or not, along any axis, smoothed or not, beside masked rows."""
+    logits, labels = draw.rng.standard_normal((5, 2, 6)), draw.rng.integers(4, size=(5, 2))
+    where = np.arange(5) != 3
     keep = np.array([True, True, True, True, False, False])
     dirty = np.where(keep, logits, np.nan)
     for e in (0.0, 0.25):
         expected, slopes = of(subject, polyloss.softmax_cross_entropy, label_smoothing=e).value_and_gradients(
-            {"logits": logits[:, :4], "targets": labels}
+            {"logits": logits[..., :4], "targets": labels}, where=where
         )
         for axis in (-1, 0):
             masked = of(subject, polyloss.softmax_cross_entropy, class_mask=keep, axis=axis, label_smoothing=e)
             x = np.moveaxis(dirty, -1, axis)
-            value, gradients = masked.value_and_gradients({"logits": x, "targets": labels})
+            value, gradients = masked.value_and_gradients({"logits": x, "targets": labels}, where=where)
             gradient = np.moveaxis(to_numpy(gradients["logits"]), axis, -1)
             subject.close(value, expected, f"the value with masked classes, axis={axis}")
-            subject.close(gradient[:, :4], slopes["logits"], f"the gradient with masked classes, axis={axis}")
-            same(gradient[:, 4:], np.zeros((5, 2)), "the gradient in masked logits")
+            subject.close(gradient[..., :4], slopes["logits"], f"the gradient with masked classes, axis={axis}")
+            same(gradient[..., 4:], np.zeros((5, 2, 2)), "the gradient in masked logits")
 
 
 @law("ignored labels", once=True, functions=SOFTMAX)
 def ignored(subject: Subject, draw: Draw) -> None:
-    """Rows of the label ``ignore_index`` are masked, -100 among 200 classes too."""
+    """Rows of the label ``ignore_index`` are masked, beside those of ``where``, -100 among 200 classes too."""
     for k, ignore in ((4, -100), (200, -100), (4, 2), (200, 255)):
         logits, labels = draw.rng.standard_normal((6, k)), draw.rng.integers(k, size=6)
         labels = np.where(labels == ignore, 0, labels)
         labels[[1, 4]] = ignore
         if 0 <= ignore + k < k:
             labels[0] = ignore + k  # which the ignored label would be, counted from the end
-        keep = labels != ignore
         ignoring = of(subject, polyloss.softmax_cross_entropy, ignore_index=ignore)
-        value, gradients = ignoring.value_and_gradients({"logits": logits, "targets": labels})
         plain = of(subject, polyloss.softmax_cross_entropy)
-        expected, slopes = plain.value_and_gradients({"logits": logits[keep], "targets": labels[keep]})
-        subject.close(value, expected, f"the mean with ignore_index={ignore} among {k} classes")
-        gradient = to_numpy(gradients["logits"])
-        subject.close(gradient[keep], slopes["logits"], "the gradient in the other rows")
-        same(gradient[~keep], np.zeros((2, k)), "the gradient in ignored rows")
+        for where in (None, np.arange(6) != 3):
+            keep = (labels != ignore) & (True if where is None else where)
+            value, gradients = ignoring.value_and_gradients({"logits": logits, "targets": labels}, where=where)
+            expected, slopes = plain.value_and_gradients({"logits": logits[keep], "targets": labels[keep]})
+            subject.close(value, expected, f"the mean with ignore_index={ignore} among {k} classes")
+            gradient = to_numpy(gradients["logits"])
+            subject.close(gradient[keep], slopes["logits"], "the gradient in the other rows")
+            same(gradient[~keep], np.zeros((np.sum(~keep), k)), "the gradient in ignored rows")
 
 
 @law("masked queries", once=True, functions=("info_nce",))
@@ -118,10 +120,13 @@ def masked_queries(subject: Subject, draw: Draw) -> None:
     mask = np.ones((4, 4), bool)
     mask[:, 3] = False  # its own positive stays, for query 3
     got = plain.items({"queries": q, "positives": p}, candidate_mask=mask)
-    without = of(subject, polyloss.info_nce, temperature=0.5).items({"queries": q[:3], "positives": p[:3]})
+    without = plain.items({"queries": q[:3], "positives": p[:3]})
     subject.close(got[:3], without, "the items without a candidate", factor=10)
     full = plain.items({"queries": q, "positives": p})
     subject.close(got[3:], full[3:], "the item whose own positive was masked", factor=10)
+    got = plain.items({"queries": q, "positives": p}, candidate_mask=mask, where=np.arange(4) != 0)
+    without = plain.items({"queries": q[1:3], "positives": p[1:3]})
+    subject.close(got[1:3], without, "the items without a candidate and a row", factor=10)
 
 
 @law("temperature", once=True, functions=("info_nce",))
@@ -134,6 +139,10 @@ def temperature(subject: Subject, draw: Draw) -> None:
     subject.close(got, expected, "the value at a temperature of 1/4", factor=10)
     subject.close(to_numpy(slopes["queries"]) / 4, gradients["queries"], "the gradient in the queries", factor=10)
     subject.close(slopes["positives"], gradients["positives"], "the gradient in the positives", factor=10)
+    array = {"queries": q, "positives": p, "temperature": np.asarray(0.25)}
+    got = plain.value_and_gradients(array)[1]["temperature"]
+    along = -np.sum(q * to_numpy(slopes["queries"])) / 0.25  # of what depends on the quotient alone
+    subject.close(got, along, "the gradient in the temperature", factor=10)
 
 
 @law("one item alone", once=True)
@@ -145,12 +154,13 @@ def alone(subject: Subject, draw: Draw) -> None:
         one = {"queries": query, "positives": positive, "negatives": negatives}
         batch = {"queries": query[None], "positives": positive[None], "negatives": negatives}
         plain = of(subject, polyloss.info_nce, temperature=1.0)
-        value, gradients = plain.value_and_gradients(one)
-        expected, slopes = plain.value_and_gradients(batch)
-        subject.close(value, expected, "the loss of one query", factor=10)
-        for key in one:
-            got = np.reshape(to_numpy(gradients[key]), slopes[key].shape)
-            subject.close(got, slopes[key], f"the gradient in {key} of one query", factor=10)
+        for options in ({}, {"candidate_mask": np.array([False, True, False, True])}):
+            value, gradients = plain.value_and_gradients(one, **options)
+            expected, slopes = plain.value_and_gradients(batch, **options)
+            subject.close(value, expected, "the loss of one query", factor=10)
+            for key in one:
+                got = np.reshape(to_numpy(gradients[key]), slopes[key].shape)
+                subject.close(got, slopes[key], f"the gradient in {key} of one query", factor=10)
         return
     arguments = subject.draw(draw, 1)
     expected, slopes = subject.value_and_gradients(arguments, reduction="none")

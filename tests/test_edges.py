@@ -66,7 +66,7 @@ def test_a_mean_with_class_weights_depends_on_soft_targets_through_its_denominat
 @pytest.mark.parametrize("gap", [1e-15, 1e-18, 1e-20, 1e-30, 1e-36])
 def test_a_small_distance_keeps_its_derivative_in_autodiff(gap: float) -> None:
     torch, jax = pytest.importorskip("torch"), pytest.importorskip("jax")
-    first = np.full((1, 1), gap, np.float32)
+    first = np.full((1, 3), gap, np.float32)
     other, similar = np.zeros_like(first), np.ones(1, bool)
     x = torch.from_numpy(first).requires_grad_()
     polyloss.contrastive(x, torch.from_numpy(other), torch.from_numpy(similar)).backward()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import itertools
 import pickle
 import re
@@ -385,3 +386,26 @@ def test_the_advice_for_two_libraries_names_a_function_that_exists(a, b):
         sce()(logits=In(a, X).array(), targets=In(b, Y).array())
     module, function = re.search(r"([\w.]+)\.(\w+)\((?:logits|targets)\)", str(caught.value)).groups()
     assert hasattr(importlib.import_module(module), function), str(caught.value)
+
+
+ARRAYS = {
+    "weights": np.asarray(2.0),
+    "where": np.asarray(True),
+    "denominator": np.asarray(2.0),
+    "pos_weight": np.asarray(2.0),
+    "class_weights": np.ones(4),
+    "class_mask": np.ones(4, bool),
+    "negatives": NEGATIVES,
+    "temperature": np.asarray(0.5),
+    "candidate_mask": np.asarray(True),
+}
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [(f, n) for f in LOSSES for n in inspect.signature(getattr(polyloss, f)).parameters if n in ARRAYS | CALLS[f]],
+)
+def test_whichever_argument_is_of_another_library_is_named(function, name):
+    numbers = (ARRAYS | CALLS[function])[name]
+    with pytest.raises(TypeError, match=rf"\b{name}\b.*convert one of them first"):
+        given(function, **{name: In(STRICT, numbers).array()})()
