@@ -248,7 +248,7 @@ def _agreed(task: Task, other: Route, name: str, one: Case, got: Any, expected: 
     if gradient is not None:
         between = dataclasses.replace(between, gradient=Exact.of(gradient.astype(np.float64)))
     flushing = next((name for name in (route.library, other.library) if name in FLUSHING), route.library)
-    found = max(shares(between, flushing, got[0], pulled), key=lambda share: share.used)
+    found = max(shares(between, flushing, got[0], pulled, roundings=2), key=lambda share: share.used)
     failure = None
     if not found.used <= 2:
         law = "every pair of libraries is within twice the budget"

@@ -64,10 +64,13 @@ class Share:
     of: str = "value"
 
 
-def shares(case: Case, library: str, items: np.ndarray, gradient: np.ndarray | None) -> tuple[Share, ...]:
+def shares(
+    case: Case, library: str, items: np.ndarray, gradient: np.ndarray | None, roundings: int = 1
+) -> tuple[Share, ...]:
     """The largest part of its budget that an item, and an entry of the gradient, has used.
 
-    The items of a 16-bit loss are float32. What comes back in 16 bits is such a number, rounded once, to the nearest.
+    The items of a 16-bit loss are float32. What comes back in 16 bits is such a number, rounded once, to the nearest;
+    with two ``roundings``, so is what it is compared with.
     """
     half = case.dtype in HALF
     compute = "float32" if half else case.dtype
@@ -76,7 +79,7 @@ def shares(case: Case, library: str, items: np.ndarray, gradient: np.ndarray | N
     item_dtype = case.dtype if transform else compute
     narrow = half and transform
     error = ulps(items, case.items, case.larger_item, item_dtype, floor + (faded(item_dtype, "") if narrow else 0))
-    error = _before_rounding(error, case.dtype) if narrow else error
+    error = _before_rounding(error, case.dtype, roundings) if narrow else error
     found = [_share(items, case.items, case.item_budget, error, "value")]
     if gradient is not None:
         floor += faded(case.dtype, "") if half else 0
@@ -84,16 +87,16 @@ def shares(case: Case, library: str, items: np.ndarray, gradient: np.ndarray | N
         if half and larger is not None:  # what the float32 formula may lose, before it is rounded
             floor = floor + larger * np.max(case.gradient_budget) * 2.0**-23
         error = ulps(gradient, case.gradient, None if half else larger, case.dtype, floor)
-        error = _before_rounding(error, case.dtype) if half else error
+        error = _before_rounding(error, case.dtype, roundings) if half else error
         if case.fading is not None and library in FLUSHING:
             error = np.where(case.fading & np.isfinite(gradient), 0.0, error)
         found.append(_share(gradient, case.gradient, case.gradient_budget, error, "gradient"))
     return tuple(found)
 
 
-def _before_rounding(error: np.ndarray, dtype: str) -> np.ndarray:
-    """In ulp of float32, what is more than the half ulp of 16 bits that the rounding to these may take."""
-    return np.asarray(np.maximum(error - 0.5, 0.0) * 2.0 ** (23 - HALF[dtype][0]))
+def _before_rounding(error: np.ndarray, dtype: str, roundings: int) -> np.ndarray:
+    """In ulp of float32, what is more than the half ulp of 16 bits that each rounding to these may take."""
+    return np.asarray(np.maximum(error - 0.5 * roundings, 0.0) * 2.0 ** (23 - HALF[dtype][0]))
 
 
 def _share(got: np.ndarray, exact: Exact, budget: np.ndarray, error: np.ndarray, of: str) -> Share:
