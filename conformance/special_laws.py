@@ -154,9 +154,9 @@ def alone(subject: Subject, draw: Draw) -> None:
         one = {"queries": query, "positives": positive, "negatives": negatives}
         batch = {"queries": query[None], "positives": positive[None], "negatives": negatives}
         plain = of(subject, polyloss.info_nce, temperature=1.0)
-        for options in ({}, {"candidate_mask": np.array([False, True, False, True])}):
-            value, gradients = plain.value_and_gradients(one, **options)
-            expected, slopes = plain.value_and_gradients(batch, **options)
+        for mask in (None, np.array([False, True, False, True])):
+            value, gradients = plain.value_and_gradients(one, candidate_mask=mask)
+            expected, slopes = plain.value_and_gradients(batch, candidate_mask=mask)
             subject.close(value, expected, "the loss of one query", factor=10)
             for key in one:
                 got = np.reshape(to_numpy(gradients[key]), slopes[key].shape)

@@ -213,6 +213,7 @@ TYPES: list[tuple[Any, ...]] = [
     ("negatives boolean", nce(negatives=NEGATIVES > 0), "negatives", "bool"),
     ("logits True", bce(logits=True, targets=1.0), "logits", "bool"),
     ("logits 1j", bce(logits=1j, targets=1.0), "logits", "complex"),
+    ("targets complex64(1)", bce(logits=1.0, targets=np.complex64(1)), "targets", "complex64"),
     *(
         (f"{f} {name} {kind}", given(f, **{name: wrong}), name, *words)
         for f, name in ((f, name) for f in CALLS for name in (*CALLS[f], *(["weights"] if f in LOSSES else [])))
