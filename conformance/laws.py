@@ -222,14 +222,12 @@ def weights_derivatives(subject: Subject, draw: Draw) -> None:
     """The library's autodiff differentiates what weighs the items too, by finite differences."""
     route, rng, n = subject.route, draw.rng, 4
     arguments = subject.draw(draw, n)
-    weights = {"weights": (n,), "pos_weight": (3,), "class_weights": (4,)}
-    weighing = {
-        name: rng.random(weights[name]) + 0.5
-        for name in inspect.signature(subject.row.loss).parameters
-        if name in weights
-    }
-    if "class_weights" in arguments:
-        weighing["class_weights"] = arguments["class_weights"]
+    weighing = {"weights": rng.random(n) + 0.5}
+    if subject.row.loss is polyloss.sigmoid_cross_entropy:
+        weighing["pos_weight"] = rng.random(3) + 0.5
+    if subject.row.loss is polyloss.softmax_cross_entropy:
+        classes = arguments["logits"].shape[subject.row.options.get("axis", -1)]
+        weighing["class_weights"] = arguments.get("class_weights", rng.random(classes) + 0.5)
     for reduction in ("mean", "sum"):
         options = weighing | {"where": np.arange(n) != 1, "reduction": reduction}
         given = subject.given(arguments, options)

@@ -149,10 +149,11 @@ LOSSES: dict[str, Row] = {
     ),
     "softmax_cross_entropy, soft, all options": Row(
         polyloss.softmax_cross_entropy,
-        _softmax(soft=True, extra=_weighted_classes),
-        {"label_smoothing": 0.2, "z_loss": 0.01},
+        _softmax(True, 2, extra=_weighted_classes),
+        {"axis": 1, "label_smoothing": 0.2, "z_loss": 0.01},
         {"targets": 99.0},
         frozenset({"class_weights"}),
+        item_shape=(2,),
     ),
     "softmax_cross_entropy, axis 1": Row(
         polyloss.softmax_cross_entropy, _softmax(False, 2, 3), {"axis": 1}, {"targets": 4}, item_shape=(2, 3)

@@ -41,7 +41,8 @@ def mean(row: Row, arguments: Arguments, weights: np.ndarray) -> float:
     denominator = total
     if "class_weights" in arguments:  # with the target that is not smoothed
         c, t = arguments["class_weights"], arguments["targets"]
-        denominator = total * (c[t] if t.dtype.kind != "f" else np.sum(c * t, axis=-1))
+        axis = row.options.get("axis", -1)
+        denominator = total * (c[t] if t.dtype.kind != "f" else np.sum(c * np.moveaxis(t, axis, -1), axis=-1))
     return float(np.sum(total * plain) / np.sum(denominator))
 
 
