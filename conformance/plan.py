@@ -37,11 +37,19 @@ STANDARD = {
 }
 """The same of a standard run; on other routes it asks everything."""
 
-ELSEWHERE = {("torch", "kernel"): ("large batch",), ("torch", "generic"): ("large batch", "all numbers")}
+ELSEWHERE = {
+    ("torch", "kernel"): ("large batch",),
+    ("torch", "generic"): ("large batch", "all numbers"),
+    ("array_api_strict", "generic"): ("again", "large batch", "reductions", "textbook", "threads"),
+}
 """What a quick run leaves to NumPy, whose kernels and formula are the same."""
 
 COMPILED = ("softmax_cross_entropy", "sigmoid_cross_entropy")
-DERIVED = ("softmax_cross_entropy", "sigmoid_cross_entropy", "contrastive")
+PART = {"derivatives": (*COMPILED, "contrastive"), "batch axis": COMPILED}
+"""The functions of which a quick run asks these in JAX."""
+LOGARITHMS = ("sigmoid_cross_entropy", "binary_log_loss")
+"""The functions that a quick run asks in JAX's float64, whose logarithms are others than those of float32."""
+
 ALL_ROWS = ("mask", "reductions", "16 bits", "agreement in every parameter")
 """Laws that a standard run asks of all options of a loss, where a call takes long too."""
 
@@ -60,13 +68,13 @@ def later(task: Task, name: str) -> str:
         narrow = narrow or (name == "accuracy" and route.path != "compiled")
     elif name == "16 bits":
         narrow = task.dtype == "float16"
-    elif place == ("jax", "generic"):  # the compiler's functions are others in float64
-        narrow = task.dtype in ("float32", "float64")
+    elif place == ("jax", "generic"):
+        narrow = task.dtype == "float32" or (task.dtype == "float64" and task.function in LOGARITHMS)
     few = True
     if route.path == "compiled":
         few = task.function in COMPILED or (task.level == "standard" and name == "accuracy")
     elif task.level == "quick" and route.library == "jax":
-        few = (name != "derivatives" or task.function in DERIVED) and (
+        few = task.function in PART.get(name, (task.function,)) and (
             route.path == "jit" or task.function not in TRANSFORMS
         )
     return "" if name in asked.get(place, (name,)) and narrow and few else SLOWLY
