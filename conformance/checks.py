@@ -156,7 +156,6 @@ def _off_limit(task: Task, limit: Limit, way: str) -> Any:
         if got is None or expected is None:
             continue
         expected = np.asarray(expected, float)
-        got = got[tuple(map(slice, expected.shape))]  # without the classes that make a row long
         near = np.allclose(got.astype(float), expected.astype(store).astype(float), 5e-6, 1e-37, equal_nan=True)
         if got.shape != expected.shape or not near:
             return str(expected.tolist()), str(got.tolist())

@@ -43,26 +43,32 @@ class Limit:
         return tuple(map(np.asarray, self.arguments))
 
 
-LONG = 70  # classes: more than lie side by side in vectors
+NOTHING = {"softmax": 0.0, "log_softmax": -INF}
+"""What a transform with an answer for each class says of one at -inf."""
+
+LONG = 300  # classes: more than lie side by side in vectors, or in the lanes of a warp
 
 
 def in_a_long_row(limit: Limit) -> Limit:
-    """The same beside many classes at -inf, which have probability 0: kernels treat long rows in their own way.
-
-    What is stated is the answer's part without these classes.
-    """
+    """The same beside many classes at -inf, which have probability 0: kernels treat long rows in their own way."""
     k = np.shape(limit.arguments[0])[-1]
 
     def longer(x: Any, filling: float) -> Any:
         if np.ndim(x) == 0 or np.shape(x)[-1] != k:
             return x
-        return np.concatenate([x, np.full((*np.shape(x)[:-1], LONG - k), filling)], axis=-1)
+        undefined = np.isnan(x).any(axis=-1, keepdims=True)
+        return np.concatenate([x, np.where(undefined, NAN, np.full((*np.shape(x)[:-1], LONG - k), filling))], axis=-1)
 
     logits, *targets = limit.arguments
     of_rows = [longer(t, 0.0) if np.ndim(t) == np.ndim(logits) else t for t in targets]
     options = {name: longer(x, True).astype(bool) if isinstance(x, list) else x for name, x in limit.options.items()}
     return dataclasses.replace(
-        limit, arguments=(longer(logits, -INF), *of_rows), options=options, cotangent=longer(limit.cotangent, 0.0)
+        limit,
+        arguments=(np.concatenate([logits, np.full((*np.shape(logits)[:-1], LONG - k), -INF)], axis=-1), *of_rows),
+        options=options,
+        items=longer(limit.items, NOTHING[limit.name]) if limit.name in NOTHING else limit.items,
+        gradient=longer(limit.gradient, 0.0),
+        cotangent=longer(limit.cotangent, 0.0),
     )
 
 

@@ -127,6 +127,15 @@ def masked_queries(subject: Subject, draw: Draw) -> None:
     got = plain.items({"queries": q, "positives": p}, candidate_mask=mask, where=np.arange(4) != 0)
     without = plain.items({"queries": q[1:3], "positives": p[1:3]})
     subject.close(got[1:3], without, "the items without a candidate and a row", factor=10)
+    mask = np.triu(mask)
+    both = [plain.items({"queries": a, "positives": b}, candidate_mask=m) for a, b, m in ((q, p, mask), (p, q, mask.T))]
+    got = plain.items({"queries": q, "positives": p}, candidate_mask=mask, symmetric=True)
+    subject.close(got, (both[0] + both[1]) / 2, "the items of both ways", factor=10)
+    own, mask = draw.rng.standard_normal((4, 2, 3)), np.ones((4, 3), bool)
+    mask[:, 1] = False
+    got = plain.items({"queries": q, "positives": p, "negatives": own}, candidate_mask=mask, where=np.arange(4) != 0)
+    without = plain.items({"queries": q, "positives": p, "negatives": own[:, 1:]})
+    subject.close(got[1:], without[1:], "the items without a negative of their own and a row", factor=10)
 
 
 @law("temperature", once=True, functions=("info_nce",))

@@ -173,6 +173,7 @@ def _copy(w: Workload, device: Device) -> Any:
 
 
 def _torch_loss(w: Workload) -> Callable[..., Any]:
+    import torch
     import torch.nn.functional as F
 
     if w.loss == "softmax":
@@ -182,7 +183,7 @@ def _torch_loss(w: Workload) -> Callable[..., Any]:
 
     def info_nce(q: Any, p: Any) -> Any:
         scores = F.normalize(q, dim=1) @ F.normalize(p, dim=1).T / 0.07
-        return F.cross_entropy(scores, q.new_tensor(range(len(q))).long())
+        return F.cross_entropy(scores, torch.arange(len(q), device=q.device))
 
     return info_nce
 

@@ -51,8 +51,8 @@ TORCH = (
     Fault(
         "kernel-rule-of-torch-without-the-cotangent",
         "backends/torch.py",
-        "gradient = saved[count] * cotangent",
-        "gradient = saved[count]",
+        "gradient = kept[0] * cotangent",
+        "gradient = kept[0]",
         ("torch",),
     ),
     Fault(
