@@ -336,7 +336,7 @@ def build(x: str, labels: str, form: str, value: bool, gradient: bool) -> Any:
                 if on:  # by the lane that wrote there before
                     at_label = int32(y - start)
                     p = at_label - head
-                    owner = at_label == k
+                    owner = k >= 0 and at_label == k
                     if p >= 0 and p < n * E:
                         owner = (p // E) % size_of_team == lane
                     if owner:

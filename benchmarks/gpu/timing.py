@@ -86,7 +86,7 @@ class _Turns:
         return self.between(start, end) / calls
 
     def returns(self) -> float:
-        """The shortest of many, each with an idle device: so the queue is never full."""
+        """The median of many, each with an idle device: so the queue is never full."""
         found = []
         for inputs in itertools.islice(self.order, 50):
             start = time.perf_counter()
