@@ -21,6 +21,7 @@ import numpy as np
 from polyloss import dispatch
 from polyloss.application import Application
 from polyloss.backends import Array, Gradients, Library, Primitive, Wanted
+from polyloss.backends.numpy import sums_of_groups
 
 __all__ = ["LIBRARY"]
 
@@ -71,7 +72,14 @@ class Dask(Library):
         return da.sum(x, dtype=wide).astype(x.dtype)
 
     def sums_of_groups(self, rows: Sequence[Array], group: Array, count: int) -> list[Array]:
-        return [da.bincount(group, row, count).astype(row.dtype) for row in rows]
+        _, (group, *rows) = da.unify_chunks(*(part for x in (group, *rows) for part in (x, "i")))
+
+        def block(group: np.ndarray, row: np.ndarray) -> np.ndarray:
+            return sums_of_groups(group, row, count)[None]
+
+        chunks = (1,) * group.numblocks[0], (count,)
+        parts = [da.map_blocks(block, group, row, dtype=row.dtype, chunks=chunks, new_axis=1) for row in rows]
+        return [da.sum(part, axis=0) for part in parts]
 
     def apply(self, primitive: Primitive, *arrays: Array | None) -> Array:
         return _lazily(primitive, _items, arrays)

@@ -25,14 +25,16 @@ _barrier = jax.lax.optimization_barrier
 def take(primitive: Primitive, x: Array, *others: Array | None) -> bool:
     """Whether these arrays, which may be traced, are a case of this form: labels, and nothing beside them."""
     return (
-        type(primitive).__name__ == "LseCrossEntropy"
+        not dispatch.is_generic()
+        and jax.default_backend() == "cpu"
+        and type(primitive).__name__ == "LseCrossEntropy"
         and not (primitive.label_smoothing or primitive.z_loss)  # type: ignore[attr-defined]
         and others[0] is not None
         and others[0].ndim == x.ndim - 1
         and not any(a is not None for a in others[1:])
         and x.dtype.name in ("float32", "float64")
+        and isinstance(x.shape[-1], int)
         and 0 < x.shape[-1] < 2**24  # a sum of ones is exact
-        and not dispatch.is_generic()
     )
 
 

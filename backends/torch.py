@@ -24,6 +24,7 @@ from torch.autograd import forward_ad
 
 from polyloss import dispatch
 from polyloss.backends import Array, Kernel, Library, Primitive, Unavailable, Work
+from polyloss.version import __version__
 
 __all__ = ["LIBRARY"]
 
@@ -332,7 +333,15 @@ def _kernel_work(name: str, options: Sequence[float], *arrays: Any) -> tuple[Ker
     return None if kernels is None or not x.numel() else kernels.take(work), work
 
 
-_NAMES = [f"{name}_{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]}" for name in ("items", "slopes")]
+def _version() -> bytes:
+    """What differs where this file does."""
+    try:
+        return Path(__file__).read_bytes()
+    except OSError:  # in a zip archive or a frozen program
+        return __version__.encode()
+
+
+_NAMES = [f"{name}_{hashlib.sha256(_version()).hexdigest()[:8]}" for name in ("items", "slopes")]
 """Of the operations. torch keeps compiled code on disk, with their derivatives in it, and knows it by their names."""
 
 

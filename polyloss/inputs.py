@@ -222,9 +222,10 @@ class Call:
         return self.library.asarray(value, dtype, self._placed)
 
     def rounded(self, name: str, value: np.ndarray) -> Array:
-        """Numbers of our own, as the dtype of that parameter holds them, to be compared with its."""
-        with np.errstate(over="ignore"):  # a number too large becomes inf, without a warning
-            return self.cast(self.asarray(value, self._own[name]))
+        """Finite numbers of our own, as the dtype of that parameter holds them, to be compared with its."""
+        own = self._own[name]
+        most = float(self.xp.finfo(own).max)
+        return self.cast(self.asarray(np.clip(value, -most, most), own))
 
     def full(self, shape: tuple[int, ...], value: float) -> Array:
         return self.xp.full(shape, value, dtype=self.dtype, **self._placed)

@@ -235,10 +235,10 @@ def roc_auc(scores: Array, targets: Array, *, weights: Array | None = None, wher
         misses = sample.up_to_each(order) - hits
     else:
         misses = accumulated(call, order.sorted(sample.counts(~yes)))
-    # Of the positives a share, because the product of two weights may leave the range of floats.
-    share = ratio(call, sample.wide(hits + order.before(hits)), sample.wide(hits[..., -1:]))
+    # Of the positives a share, because the product or the sum of two weights may leave the range of floats.
+    share = ratio(call, sample.wide(hits) / 2 + sample.wide(order.before(hits)) / 2, sample.wide(hits[..., -1:]))
     new, every = sample.wide(misses - order.before(misses)), sample.wide(misses[..., -1:])
-    area = ratio(call, order.over_groups(new * share) / 2, call.xp.sum(every, axis=-1))  # of an empty list, 0
+    area = ratio(call, order.over_groups(new * share), call.xp.sum(every, axis=-1))  # of an empty list, 0
     return sample.result(sample.defined(area, -1))
 
 

@@ -142,7 +142,8 @@ class Sample:
         call, x = self.call, self.x
         if call.xp.isdtype(x.dtype, "real floating"):
             return x > call.rounded(self.name, np.asarray(float(limit)))
-        info, whole = call.xp.iinfo(x.dtype), math.floor(limit) - self._shift
+        info = call.xp.iinfo(x.dtype)
+        whole = (int(limit) if isinstance(limit, np.integer) else math.floor(limit)) - self._shift
         if whole < info.min:
             return call.xp.ones_like(x, dtype=call.xp.bool)
         return call.xp.zeros_like(x, dtype=call.xp.bool) if whole >= info.max else x > whole

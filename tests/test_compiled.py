@@ -215,8 +215,20 @@ def test_files_and_folder_are_writable_by_their_owner_alone(cache: Path) -> None
 def fingerprint(family: str = "elements") -> str:
     """As in a new process."""
     compiled._circumstances.cache_clear()
-    compiled._source.cache_clear()
+    compiled._TEXTS = compiled._read()
     return compiled.fingerprint((family,))
+
+
+def test_code_of_an_edit_in_a_running_process_is_not_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("POLYLOSS_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(compiled, "_compile", lambda key: b"code")
+    assert compiled._cached(("elements",)) == b"code"
+    assert len(list(tmp_path.iterdir())) == 1
+    edited = {path: text + b"#" * (path.stem == "arithmetic") for path, text in compiled._TEXTS.items()}
+    for texts in (edited, {}):  # and of a package without sources nothing is kept either
+        monkeypatch.setattr(compiled, "_TEXTS", texts)
+        assert compiled._cached(("elements",)) == b"code"
+        assert len(list(tmp_path.iterdir())) == 1
 
 
 EDITED = {
@@ -270,7 +282,7 @@ def test_an_import_of_any_form_counts_and_so_does_what_it_imports(
         (tmp_path / "kernel.py").write_text(text if text in forms else forms[0])
         (tmp_path / "helper.py").write_text("" if text in forms else text)
         (tmp_path / "deep.py").touch()
-        compiled._source.cache_clear()
+        monkeypatch.setattr(compiled, "_TEXTS", compiled._read())
         expected = {"compiled", "kernel", "helper", *(["deep"] if text == "import deep" else [])}
         assert {path.stem for path in compiled.sources(("kernel", "float32", True))} == expected, text
 

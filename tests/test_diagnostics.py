@@ -577,3 +577,13 @@ def test_a_confident_query_has_shares_too() -> None:
     assert np.all(np.isfinite(found.shares))
     np.testing.assert_allclose(found.shares.sum(axis=-1), 1)
     np.testing.assert_allclose(found.shares[1, 0, 1:], polyloss.softmax(logits[0, 1:]))
+
+
+def test_nested_sequences_are_taken() -> None:
+    before, after = [[1.0, 2.0], [0.0, 1.0]], [[1.0, 2.5], [0.0, 1.5]]
+    loss = polyloss.softmax_cross_entropy
+    expected = explain_change(np.array(before), np.array(after), np.array([1, 0]), loss=loss)
+    assert explain_change(before, after, [1, 0], loss=loss).change == expected.change
+    shares = negative_shares(loss, before, [1, 0], temperatures=[1.0])
+    expected_shares = negative_shares(loss, np.array(before), np.array([1, 0]), temperatures=[1.0])
+    assert str(shares) == str(expected_shares)

@@ -149,6 +149,17 @@ def test_what_it_does_not_take(without_kernels: list[Any]) -> None:
     assert len(without_kernels) == 1
 
 
+def test_an_exported_program_of_any_size() -> None:
+    from jax import export
+
+    rows, classes = export.symbolic_shape("b,k")
+    shapes = jax.ShapeDtypeStruct((rows, classes), jnp.float32), jax.ShapeDtypeStruct((rows,), jnp.int32)
+    x, y = jnp.asarray([[1.0, 2.0, 4.0], [0.0, 0.0, 1.0]]), jnp.asarray([2, 0], jnp.int32)
+    got = export.export(jax.jit(both))(*shapes).call(x, y)
+    for one, two in zip(got, both(x, y)):
+        np.testing.assert_allclose(one, two, rtol=1e-6)
+
+
 def test_conformance_on_several_devices() -> None:
     command = (
         "conformance --library jax --loss softmax_cross_entropy --dtype float32 --path jit --check accuracy --quick"

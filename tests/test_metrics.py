@@ -513,3 +513,37 @@ def test_many_bins_cost_no_more_than_few() -> None:
     p, y = rng.random(1000), rng.integers(0, 2, 1000)
     steps = [len(jax.make_jaxpr(partial(polyloss.calibration_error, bins=bins))(p, y).eqns) for bins in (5, 500)]
     assert steps[0] == steps[1]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_a_threshold_beyond_all_numbers_of_the_scores_is_below_infinity(dtype: str) -> None:
+    scores = np.array([np.inf, 1], dtype)
+    for threshold in (1e6, 1e39, np.finfo(np.float64).max):
+        assert polyloss.f1(scores, np.array([1, 0]), threshold=threshold) == 1
+
+
+def test_integer_thresholds_of_numpy_are_not_rounded() -> None:
+    scores, targets = np.array([2**53 + 1, 2**60]), np.array([0, 1])
+    for kind in (int, np.int64, np.uint64):
+        assert polyloss.f1(scores, targets, threshold=kind(2**53 + 1)) == 1
+
+
+@pytest.mark.parametrize("weights", [[1e308, 1e308], [1e308, 1.0], [1.0, 1e308]])
+def test_the_area_of_weights_near_the_end_of_the_range(weights: list[float]) -> None:
+    assert polyloss.roc_auc(np.array([0.1, 0.9]), np.array([0, 1]), weights=np.array(weights)) == 1
+
+
+def test_the_sum_of_a_bin_is_accurate_however_many_items_it_has() -> None:
+    n = 10**6
+    got = polyloss.calibration_error(np.full(n, 0.1), np.zeros(n))
+    np.testing.assert_allclose(got, 0.1, rtol=np.log2(n) * np.finfo(np.float64).eps)
+
+
+def test_chunks_of_calibration_that_differ() -> None:
+    da = pytest.importorskip("dask.array")
+    p = np.random.default_rng(0).random(100)
+    t = (p > 0.5) * 1.0
+    got = polyloss.calibration_error(
+        da.from_array(p, chunks=10), da.from_array(t, chunks=7), weights=da.from_array(p, chunks=33)
+    )
+    np.testing.assert_allclose(got.compute(), polyloss.calibration_error(p, t, weights=p), rtol=1e-14)

@@ -139,25 +139,32 @@ def _circumstances() -> bytes:
     return repr((facts, processor(), settings)).encode()
 
 
+def _read() -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in Path(__file__).parent.glob("*.py")}
+
+
+_TEXTS = _read()
+"""The files of this package, if there are any, as they were when this process imported it."""
+
+
 @functools.cache
-def _source(path: Path) -> tuple[bytes, frozenset[str]]:
-    """A file's text, and every name in its imports, also in those of its functions."""
-    text = path.read_bytes()
+def _imports(text: bytes) -> frozenset[str]:
+    """Every name in a file's imports, also in those of its functions."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names.update((getattr(node, "module", None) or "").split("."))
             names.update(word for alias in node.names for word in alias.name.split("."))
-    return text, frozenset(names)
+    return frozenset(names)
 
 
 def sources(key: tuple[Any, ...]) -> list[Path]:
     """The files of this package that a kernel is made of: this one, that of its module, and what they import."""
     found: set[Path] = set()
     named = frozenset({"compiled", key[1] if key[0] == "handler" else key[0]})
-    while new := {path for path in Path(__file__).parent.glob("*.py") if path.stem in named} - found:
+    while new := {path for path in _TEXTS if path.stem in named} - found:
         found |= new
-        named = frozenset().union(*(_source(path)[1] for path in new))
+        named = frozenset().union(*(_imports(_TEXTS[path]) for path in new))
     return sorted(found)
 
 
@@ -165,14 +172,14 @@ def fingerprint(key: tuple[Any, ...]) -> str:
     """A hash of all that a kernel's machine code depends on beside its options."""
     digest = hashlib.sha256(_circumstances())
     for path in sources(key):
-        digest.update(_source(path)[0])
+        digest.update(_TEXTS[path])
     return digest.hexdigest()[:32]
 
 
 def _cached(key: tuple[Any, ...]) -> bytes:
     """The machine code: from its file, or compiled and, if possible, written there."""
-    where = folder()
-    if where is None:
+    where, made_of = folder(), sources(key)
+    if where is None or not made_of:
         return _compile(key)
     path = where / f"{'-'.join(map(str, key))}-{fingerprint(key)}.o"
     try:
@@ -183,7 +190,8 @@ def _cached(key: tuple[Any, ...]) -> bytes:
         pass
     code = _compile(key)
     with contextlib.suppress(OSError):  # a read-only file system, a full disk: compiled anew in every process
-        _keep(path, hashlib.sha256(code).digest() + code)
+        if all(source.read_bytes() == _TEXTS[source] for source in made_of):  # else it is of an edit, or of before
+            _keep(path, hashlib.sha256(code).digest() + code)
     return code
 
 

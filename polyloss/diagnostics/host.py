@@ -22,7 +22,7 @@ def in_host_memory(x: Any) -> Any:
     if x is None or isinstance(x, str) or (dispatch.is_number_like(x) and not isinstance(x, (list, tuple))):
         return x
     x = dispatch.detached(x)
-    if str(x.dtype).endswith("bfloat16"):  # which NumPy has not
+    if str(getattr(x, "dtype", "")).endswith("bfloat16"):  # which NumPy has not
         xp = dispatch.library_of(x).xp
         x = xp.astype(x, xp.float32)
     try:
