@@ -143,7 +143,7 @@ class Sample:
         if call.xp.isdtype(x.dtype, "real floating"):
             return x > call.rounded(self.name, np.asarray(float(limit)))
         info = call.xp.iinfo(x.dtype)
-        whole = (int(limit) if isinstance(limit, np.integer) else math.floor(limit)) - self._shift
+        whole = math.floor(limit.item() if isinstance(limit, np.generic) else limit) - self._shift
         if whole < info.min:
             return call.xp.ones_like(x, dtype=call.xp.bool)
         return call.xp.zeros_like(x, dtype=call.xp.bool) if whole >= info.max else x > whole
