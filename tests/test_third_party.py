@@ -193,7 +193,8 @@ ENGINE = pytest.mark.skipif(
 @pytest.mark.parametrize("fault", ["", "sum"])
 def test_conformance_passes_it_and_fails_it_once_its_sum_is_wrong(fault: str, site: str, tmp_path: Path) -> None:
     file = tmp_path / "report.json"
-    done = command(site, *f"conformance --library spam --quick --json {file}".split(), SPAM_FAULT=fault)
+    asked = f"conformance --library spam --dtype float32 --quick --json {file}"
+    done = command(site, *asked.split(), SPAM_FAULT=fault)
     assert done.returncode == (1 if fault else 0), done.stdout + done.stderr
     cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
     statuses = [cell["status"] for cell in cells if cell["library"] == "spam"]
