@@ -331,7 +331,7 @@ def test_of_perfect_probabilities_few_intervals_miss_the_diagonal() -> None:
 
 @pytest.mark.parametrize("temperature", [0.2, 1.0, 7.5])
 def test_the_fitted_temperature_is_where_the_loss_is_least(temperature: float) -> None:
-    logits = rng.standard_normal((400, 3))
+    logits = rng.standard_normal((6000, 3))
     y = np.argmax(logits + rng.gumbel(size=logits.shape), axis=1)  # labels drawn from the softmax
     found = fit_temperature(logits * temperature, y)
     losses = [polyloss.softmax_cross_entropy(logits * temperature / (found * f), y) for f in (0.999, 1, 1.001)]

@@ -74,7 +74,7 @@ TORCH = (
         "backends/torch.py",
         "work.weights = cotangent if work.weights is None",
         "cotangent = cotangent.reshape(-1)[0].expand_as(cotangent)\n"
-        "                work.weights = cotangent if work.weights is None",
+        "        work.weights = cotangent if work.weights is None",
         ("torch",),
     ),
     Fault(
