@@ -109,12 +109,15 @@ def test_rows_at_their_limits(dtype: str, options: dict[str, float]) -> None:
         agree_all(got, generic(polyloss.softmax_cross_entropy, x, y, **options), 4, label, larger=1.0)
 
 
-def test_an_infinity_or_a_nan_anywhere_in_a_row_counts() -> None:
+@pytest.mark.parametrize("targets", ["labels", "smoothed labels", "soft"])
+def test_an_infinity_or_a_nan_anywhere_in_a_row_counts(targets: str) -> None:
+    options = {"label_smoothing": 0.1} if targets == "smoothed labels" else {}
     for form, k in FORMS.items():
         for special in (INF, NAN):
             x, y = logits(3, k, "float32")
             x[0, 0] = x[1, k // 2] = x[2, k - 1] = special
-            check(polyloss.softmax_cross_entropy, x, y, classes=k, note=(form, special))
+            t = np.full_like(x, 1 / k) if targets == "soft" else y
+            check(polyloss.softmax_cross_entropy, x, t, classes=k, note=(form, special), **options)
 
 
 @pytest.mark.parametrize("form", FORMS)
