@@ -262,8 +262,8 @@ def autodiff(subject: Subject, draw: Draw) -> None:
     for way in route.autodiff:
         for key, slope in slopes.items():
             of = functools.partial(_in_one, subject.row.loss, given, key)
-            _, gradient = route.pulled(way, of, given[key], route.array(np.asarray(1.5), subject.dtype))
-            subject.close(np.asarray(gradient) / 1.5, slope, f"{way}'s gradient in {key}", factor=10)
+            _, gradient = route.pulled(way, of, given[key], route.array(np.asarray(-1.5), subject.dtype))
+            subject.close(np.asarray(gradient) / -1.5, slope, f"{way}'s gradient in {key}", factor=10)
             if way in ("compile", "jit"):
                 break  # which compile anew for each parameter
         first = next(iter(slopes))

@@ -110,6 +110,14 @@ LIMITS: dict[str, Limit] = {
         [[0, INF, 0]],
         plain=False,
     ),
+    "z_loss of an infinite logit leaves the others alone, soft": Limit(
+        polyloss.softmax_cross_entropy,
+        ([[0.0, INF, 1.0]], [[0.0, 1.0, 0.0]]),
+        {"z_loss": 0.1},
+        [INF],
+        [[0, INF, 0]],
+        plain=False,
+    ),
     "one class is certain": Limit(polyloss.softmax_cross_entropy, ([[3.0], [NAN]], [0, 0]), {}, [0, NAN], [[0], [NAN]]),
     "a nan logit makes its row nan": Limit(
         polyloss.softmax_cross_entropy,
@@ -171,10 +179,10 @@ LIMITS: dict[str, Limit] = {
     ),
     "a zero vector is similar to nothing": Limit(
         polyloss.info_nce,
-        ([[0.0, 0.0], [1.0, 0.0]], [[1.0, 0.0], [1.0, 0.0]]),
+        ([[0.0, 0.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]]),
         {"temperature": 1.0},
-        [math.log(2), math.log(2)],
-        [[0, 0], [0, 0]],
+        [math.log(2), math.log1p(math.e)],
+        [[0, 0], [0, -1 / (1 + math.exp(-1))]],
     ),
     "a certain and wrong probability is infinitely bad": Limit(
         polyloss.binary_log_loss,

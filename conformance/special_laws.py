@@ -221,6 +221,7 @@ def invalid(subject: Subject, draw: Draw) -> None:
     if function == "softmax_cross_entropy":  # long rows, too
         long = {"logits": draw.rng.standard_normal((4, 200)), "targets": draw.rng.integers(200, size=4)}
         calls += [(long, bad) for bad in (200, -1)]
+        calls += [(LOSSES["softmax_cross_entropy, soft"].arguments(draw.seed, 4), bad) for bad in (1.5, -0.5)]
     for arguments, bad in calls:
         if isinstance(bad, float):
             arguments[key] = arguments[key].astype(np.float64)
