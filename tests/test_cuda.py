@@ -77,6 +77,7 @@ KEYS: list[tuple[Any, ...]] = [
     *(("soft", x, t, True, form, True) for x in WIDE for t in (x, "int64") for form in (*SHORT, "long256")),
     *(("soft", x, t, True, "block256", True) for x in WIDE for t in ("int32", *WIDE) if t != x),
     *(("soft", x, x, general, "warp", not general) for x in WIDE for general in (True, False)),
+    *(("soft", x, t, False, form, True) for x in WIDE for t in (x, "int64") for form in ("block256", "long256")),
     *(("elements", x, x, form, True, True) for x in WIDE for form in ("plain", "scalars")),
     *(("elements", x, t, "vectors", True, True) for x in WIDE for t in (*WIDE, "bool", "int64")),
     *(("elements", "float32", t, "vectors", True, True) for t in WHOLE),
