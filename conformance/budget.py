@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from mpmath import mp
 
-__all__ = ["FLUSHING", "HALF", "Exact", "entry_spread", "faded", "spread", "ulps"]
+__all__ = ["FLUSHING", "HALF", "Exact", "entry_spread", "faded", "spread", "ulps", "unit"]
 
 FLUSHING = frozenset({"jax"})
 
@@ -80,19 +80,24 @@ def _format(dtype: str) -> tuple[int, float, float]:
     return info.nmant, float(info.tiny), float(info.max)
 
 
+def unit(size: np.ndarray, dtype: str) -> np.ndarray:
+    """An ulp of numbers of that size; of subnormal ones, their distance."""
+    bits, tiny, _ = _format(dtype)
+    exponent = np.frexp(np.maximum(size, tiny))[1] - 1
+    return np.asarray(np.ldexp(1.0, np.maximum(exponent - bits, -1074)))
+
+
 def ulps(got: np.ndarray, exact: Exact, larger: np.ndarray | None, dtype: str, floor: Any = 0.0) -> np.ndarray:
     """The error of ``got`` in ulp of ``exact``, or of the ``larger`` term; ``floor`` is what underflow may cost."""
-    bits, tiny, largest = _format(dtype)
+    bits, _, largest = _format(dtype)
     size = np.maximum(abs(exact), 0 if larger is None else np.abs(larger))
-    exponent = np.frexp(np.maximum(size, tiny))[1] - 1
-    unit = np.ldexp(1.0, np.maximum(exponent - bits, -1074))
     wide = got.astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
         error = np.abs((wide - exact.high) - exact.low)
         # An answer beyond the largest number, or within a rounding of it, may be infinite.
         beyond = np.isinf(wide) & (abs(exact) >= largest * (1 - 2.0**-bits)) & (np.sign(wide) == np.sign(exact.high))
         same = (wide == exact.high) | (np.isnan(wide) & np.isnan(exact.high))
-        return np.where(same & ~np.isfinite(wide) | beyond, 0.0, np.maximum(error - floor, 0.0) / unit)
+        return np.where(same & ~np.isfinite(wide) | beyond, 0.0, np.maximum(error - floor, 0.0) / unit(size, dtype))
 
 
 def faded(dtype: str, library: str) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 
 from polyloss.conformance import special_laws, torch_laws  # noqa: F401 they put their laws into the table
 from polyloss.conformance.budget import FLUSHING, Exact
+from polyloss.conformance.compare import Differs, compare, same
 from polyloss.conformance.engine import Check, Judgement, Task, command_of
 from polyloss.conformance.exact import ROWS, Case, Share, shares
 from polyloss.conformance.exhaustive import exhaustive, exhausts
@@ -133,14 +134,27 @@ def limits(task: Task) -> Iterator[Judgement]:
     for name, limit in stated.items():
         for way in task.route.ways:
             if way != "func" or limit.plain:
-                wrong = _off_limit(task, limit, way)
-                arguments = ", ".join(map(str, limit.arguments))
-                where = f"{task.route}, {task.dtype}, {name}, by {way}"
-                yield Judgement(None, wrong and Failure("limits are taken", where, arguments, command_of(task), *wrong))
+                failure = None
+                try:
+                    _at_limit(task, limit, way)
+                except Exception as error:
+                    arguments = ", ".join(map(str, limit.arguments))
+                    where = f"{task.route}, {task.dtype}, {name}, by {way}"
+                    failure = _raised(error, "limits are taken", where, arguments, command_of(task))
+                yield Judgement(None, failure)
 
 
-def _off_limit(task: Task, limit: Limit, way: str) -> Any:
-    """Expected and got, where they differ."""
+def _raised(error: Exception, law: str, where: str, given: str, line: str) -> Failure:
+    """The failure that an exception stands for: with numbers where it compared some, else in words."""
+    if isinstance(error, Differs):
+        place, numbers = f"{where}: {error.what}", (repr(error.expected), repr(error.got))
+        return Failure(law, place, given, line, *numbers, error.ulps, error.budget)
+    got = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+    return Failure(law, where, given, line, "", got)
+
+
+def _at_limit(task: Task, limit: Limit, way: str) -> None:
+    """Raises AssertionError where the limit is not taken."""
     route, dtype = task.route, task.dtype
     store = np.float64 if dtype == "float64" else np.float32
     arrays = tuple(x.astype(store) if x.dtype.kind == "f" else x for x in limit.arrays())
@@ -152,14 +166,11 @@ def _off_limit(task: Task, limit: Limit, way: str) -> Any:
         items, gradient = route.pulled(way, of, route.array(arrays[0], dtype), cotangent)
     else:
         items, gradient = route.items(way, limit.function, arrays, options, 0, dtype)
-    for got, expected in ((items, limit.items), (gradient, limit.gradient)):
-        if got is None or expected is None:
-            continue
-        expected = np.asarray(expected, float)
-        near = np.allclose(got.astype(float), expected.astype(store).astype(float), 5e-6, 1e-37, equal_nan=True)
-        if got.shape != expected.shape or not near:
-            return str(expected.tolist()), str(got.tolist())
-    return None
+    info = np.finfo(store)
+    for what, got, stated in (("the items", items, limit.items), ("the gradient", gradient, limit.gradient)):
+        if got is not None and stated is not None:
+            expected = np.asarray(stated, float).astype(store).astype(float)
+            compare(got, expected, what, dtype, 10 * float(info.tiny) + 40 * float(info.eps) * np.abs(expected))
 
 
 # Laws.
@@ -202,8 +213,7 @@ def _obeyed(law: Law, subject: Subject, name: str, draw: Draw, task: Task) -> Ju
             f"from polyloss.conformance import obey; obey({law.name!r}, {name!r}, {task.route.library!r}, "
             f"{task.route.path!r}, {task.dtype!r}, device={task.route.device!r}, {draw})"
         )
-        got = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
-        return Judgement(None, Failure(law.summary, where, str(draw), line, "", got))
+        return Judgement(None, _raised(error, law.summary, where, str(draw), line))
     return Judgement()
 
 
@@ -237,12 +247,12 @@ def _agreed(task: Task, other: Route, name: str, one: Case, got: Any, expected: 
     where = f"{task.route} and {other}, {task.dtype}, {name}"
     route, line = task.route, command_of(task)
     if equal:
-        for mine, theirs in zip(got, expected):
-            if not np.array_equal(mine, theirs, equal_nan=True):
-                law = "libraries that share a kernel give the same bits"
-                at = int(np.argmax(np.ravel(mine != theirs)))
-                numbers = repr(np.ravel(theirs)[at]), repr(np.ravel(mine)[at])
-                return Judgement(None, Failure(law, where, f"grid case {name!r}", line, *numbers))
+        try:
+            for of, mine, theirs in zip(("the values", "the gradient"), got, expected):
+                same(mine, theirs, of)
+        except AssertionError as error:
+            law = "libraries that share a kernel give the same bits"
+            return Judgement(None, _raised(error, law, where, f"grid case {name!r}", line))
         return Judgement(0.0)
     value, gradient = expected
     between = dataclasses.replace(one, items=Exact.of(value.astype(np.float64)))
@@ -324,13 +334,12 @@ def derivatives(task: Task) -> Iterator[Judgement]:
             try:
                 interchange.check(library, row, loss)
             except Exception as error:
-                got = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
                 line = (
                     "from polyloss.conformance import interchange; "
                     f"interchange.check({library!r}, interchange.table({library!r})[{name!r}], {loss!r})"
                 )
                 law = "a loss under a transformation is the loss"
-                failure = Failure(law, f"{task.route}, {loss}, {name}", "", line, row.summary, got)
+                failure = _raised(error, law, f"{task.route}, {loss}, {name}", row.summary, line)
             yield Judgement(None, failure)
 
 

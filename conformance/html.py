@@ -141,9 +141,9 @@ def _failure(cell: Cell, failure: Failure | None, anchor: str, shown: bool) -> s
 def _particulars(failure: Failure) -> Iterator[tuple[str, str]]:
     yield "case", text(failure.where)
     yield "input", f"<code>{text(failure.input)}</code>"
-    if failure.expected or failure.got:
-        yield "oracle", f"<code>{text(failure.expected)}</code>"
-        yield "polyloss", f"<code>{text(failure.got)}</code>"
+    for who, found in (("oracle", failure.expected), ("polyloss", failure.got)):
+        if found:
+            yield who, f"<code>{text(found)}</code>"
     error = "" if failure.ulps is None else f"<strong>{failure.ulps:.4g} ulp</strong>"
     budget = "" if failure.budget is None else f"budget {failure.budget:.4g} ulp"
     if error or budget:

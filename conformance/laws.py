@@ -16,8 +16,9 @@ import numpy as np
 
 import polyloss
 from polyloss.conformance import textbook
+from polyloss.conformance.compare import compare, same
 from polyloss.conformance.routes import DTYPES, Route, to_numpy
-from polyloss.conformance.subject import RESOLUTION, Draw, Subject, same
+from polyloss.conformance.subject import RESOLUTION, Draw, Subject
 
 __all__ = ["LAWS", "Law", "law"]
 
@@ -202,9 +203,9 @@ def differences(subject: Subject, draw: Draw) -> None:
             for s in (1, -1)
         )
         expected = (ahead - behind) / (2 * step)
-        got = np.sum(gradient * direction)
-        tolerance = 1e-6 * (1 + np.sum(np.abs(gradient)))
-        assert abs(got - expected) <= tolerance, f"the slope in {key}: {got}, by differences {expected}"
+        size = 1 + np.sum(np.abs(gradient))
+        what = f"the slope in {key}, beside differences"
+        compare(np.sum(gradient * direction), expected, what, subject.dtype, 1e-6 * size, size)
 
 
 def _interior(loss: Any, key: str, arguments: dict[str, np.ndarray], direction: np.ndarray) -> Any:
@@ -240,8 +241,9 @@ def weights_derivatives(subject: Subject, draw: Draw) -> None:
             expected = (ahead - behind) / (2 * step)
             for way in route.autodiff:
                 gradient = np.asarray(route.pulled(way, of, given[key])[1])
-                got, tolerance = np.sum(gradient * direction), 1e-6 * (1 + np.sum(np.abs(gradient)))
-                assert abs(got - expected) <= tolerance, f"{way}'s slope in {key}: {got}, by differences {expected}"
+                size = 1 + np.sum(np.abs(gradient))
+                what = f"{way}'s slope in {key}, beside differences"
+                compare(np.sum(gradient * direction), expected, what, subject.dtype, 1e-6 * size, size)
 
 
 def _has_autodiff(route: Route, dtype: str, function: str) -> str | None:
@@ -285,9 +287,9 @@ def autodiff(subject: Subject, draw: Draw) -> None:
         of = functools.partial(_scaled, subject.row.loss, given, tuple(slopes))
         _, gradient = route.pulled(way, of, route.array(np.asarray(1.0), subject.dtype))
         terms = np.concatenate([np.ravel(to_numpy(slope) * arguments[key]) for key, slope in slopes.items()])
-        error = abs(float(np.asarray(gradient)) - np.sum(terms))
-        allowed = 10 * RESOLUTION[subject.dtype] * (np.sum(np.abs(terms)) + 1e-6)
-        assert error <= allowed, f"{way}'s gradient in all parameters at once: {gradient}, not {np.sum(terms)}"
+        size = np.sum(np.abs(terms)) + 1e-6
+        what = f"{way}'s gradient in all parameters at once"
+        compare(gradient, np.sum(terms), what, subject.dtype, 10 * RESOLUTION[subject.dtype] * size, size)
 
 
 def _in_one(loss: Any, given: dict[str, Any], key: str, x: Any) -> Any:
@@ -426,9 +428,9 @@ def large_batch(subject: Subject, draw: Draw) -> None:
     halves = [subject.items(row.take(arguments, part)) for part in (slice(0, n // 2), slice(n // 2, n))]
     same(items, np.concatenate(halves), "the items of a large batch")
     total, slopes = subject.value_and_gradients(arguments, reduction="sum")
-    exact = np.sum(items.astype(np.float64))
-    slack = 30 * 2.0**-24 * np.sum(np.abs(items.astype(np.float64)))  # log2 N ulp, and some
-    assert abs(float(to_numpy(total)) - exact) <= slack, f"the sum of {n} items: {total}, not {exact}"
+    exact, size = np.sum(items.astype(np.float64)), np.sum(np.abs(items.astype(np.float64)))
+    slack = 30 * 2.0**-24 * size  # log2 N ulp, and some
+    compare(total, exact, f"the sum of {n} items", subject.dtype, slack, size)
     for key, slope in slopes.items():
         same(slope, gradients[key], f"the gradient in {key} of the sum")
 
@@ -467,11 +469,11 @@ def sixteen_bits(subject: Subject, draw: Draw) -> None:
     tiny = 6e-8 if subject.dtype == "float16" else 0.0
     for key, gradient in gradients.items():
         assert subject.dtype in str(gradient.dtype), f"the gradient in {key} has dtype {gradient.dtype}"
-        got, want = to_numpy(gradient).astype(np.float64), to_numpy(slopes[key])
+        want = to_numpy(slopes[key])
         allowed = resolution * (np.abs(want) + 1e-5) + tiny
         if products:
             allowed = allowed + 4 * resolution * np.max(np.abs(want), initial=0.0)
-        assert np.all(np.abs(got - want) <= allowed), f"the gradient in {key}: {got.tolist()}, not {want.tolist()}"
+        compare(gradient, want, f"the gradient in {key}", subject.dtype, allowed, 1e-5)
 
 
 @law("partial", only("numpy", "torch"), once=True)

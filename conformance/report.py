@@ -56,12 +56,12 @@ class Failure:
     reproduce: str  # a line of Python
     expected: str = ""
     got: str = ""
-    ulps: float | None = None  # how far off; None where the law has no budget
+    ulps: float | None = None  # how far off; None where no numbers were compared
     budget: float | None = None
 
     def __str__(self) -> str:
         lines = [f"{self.law} ({self.where})", f"input      {self.input}"]
-        lines += [f"oracle     {self.expected}", f"polyloss   {self.got}"] if self.expected or self.got else []
+        lines += [f"{name:10} {text}" for name, text in (("oracle", self.expected), ("polyloss", self.got)) if text]
         lines += [f"error      {self.ulps:.4g} ulp, budget {self.budget:.4g}"] if self.ulps is not None else []
         return "\n    ".join([*lines, f"reproduce  {self.reproduce}"])
 

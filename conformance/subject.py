@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 import polyloss
+from polyloss.conformance.compare import compare
 from polyloss.conformance.losses import Row
 from polyloss.conformance.routes import Route, rounded, to_numpy
 
-__all__ = ["RESOLUTION", "Draw", "Subject", "same"]
+__all__ = ["RESOLUTION", "Draw", "Subject"]
 
 RESOLUTION = {"float64": 1e-13, "float32": 4e-6}
 
@@ -30,16 +31,6 @@ class Draw:
 
     def __str__(self) -> str:
         return f"seed={self.seed}, n={self.n}, magnitude={self.magnitude}"
-
-
-def same(got: Any, expected: Any, what: str) -> None:
-    """Equal to the last bit, NaN too."""
-    got, expected = to_numpy(got), to_numpy(expected)
-    if got.shape != expected.shape:
-        raise AssertionError(f"{what}: shape {got.shape}, not {expected.shape}")
-    if not np.array_equal(got, expected, equal_nan=True):
-        at = np.unravel_index(np.argmax(~((got == expected) | (np.isnan(got) & np.isnan(expected)))), got.shape)
-        raise AssertionError(f"{what}: {got[at]!r}, not {expected[at]!r}, at {tuple(map(int, at))}")
 
 
 @dataclass(frozen=True)
@@ -76,17 +67,7 @@ class Subject:
 
     def close(self, got: Any, expected: Any, what: str, factor: float = 1.0) -> None:
         """Equal to rounding, measured at the largest number of the array; NaN and infinities in the same places."""
-        got, expected = to_numpy(got), to_numpy(expected)
-        if got.shape != expected.shape:
-            raise AssertionError(f"{what}: shape {got.shape}, not {expected.shape}")
-        got, expected = got.astype(np.float64), expected.astype(np.float64)
-        finite = np.isfinite(expected)
-        if not np.array_equal(np.where(finite, 0, got), np.where(finite, 0, expected), equal_nan=True):
-            raise AssertionError(f"{what}: {got.tolist()}, not {expected.tolist()}")
-        resolution = RESOLUTION[self.dtype]
-        scale = np.max(np.abs(expected), where=finite, initial=1e-6)
-        excess = np.where(finite, np.abs(got - expected), 0) - resolution * (np.abs(expected) + scale * factor)
-        if np.any(np.where(finite, excess, 0) > 0) or not np.all(np.isfinite(got[finite])):
-            at = np.unravel_index(int(np.argmax(np.where(np.isnan(excess), np.inf, excess))), excess.shape)
-            place = f" at {tuple(map(int, at))}" if at else ""
-            raise AssertionError(f"{what}: {got[at]!r}, not {expected[at]!r}{place}")
+        exact = np.abs(to_numpy(expected).astype(np.float64))
+        scale = np.max(exact, where=np.isfinite(exact), initial=1e-6)
+        allowed = RESOLUTION[self.dtype] * (exact + scale * factor)
+        compare(got, expected, what, self.dtype, allowed, scale)

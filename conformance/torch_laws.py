@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 import polyloss
+from polyloss.conformance.compare import compare, same
 from polyloss.conformance.laws import law, only
 from polyloss.conformance.routes import Route, rounded, to_numpy
-from polyloss.conformance.subject import Draw, Subject, same
+from polyloss.conformance.subject import Draw, Subject
 
 __all__: list[str] = []
 
@@ -96,5 +97,5 @@ def loss_scale(subject: Subject, draw: Draw) -> None:
     (scale * subject.row.loss(given, other)).backward()
     small = 1 / (1 + np.exp(14.0))  # the probability of what is wrong
     expected = scale * small * (np.array([[-1.0, 1.0]]) if given.ndim == 2 else np.array([-1.0]))
-    error = np.abs(to_numpy(given.grad).astype(np.float64) - expected) / np.abs(expected)
-    assert np.max(error) <= 2.0 ** (-10 if subject.dtype == "float16" else -7), f"off by {np.max(error):.1%}"
+    resolution = 2.0 ** (-10 if subject.dtype == "float16" else -7)
+    compare(given.grad, expected, "the gradient, scaled", subject.dtype, resolution * np.abs(expected))

@@ -11,13 +11,15 @@ import pytest
 
 import polyloss
 from polyloss.__main__ import main
-from polyloss.conformance import check, oracle, reproduce
+from polyloss.conformance import LIMITS, check, oracle, reproduce
+from polyloss.conformance.compare import Differs, compare
 from polyloss.conformance.exhaustive import exhaustive, exhausts
 from polyloss.conformance.grid import VARIANTS, grid
 from polyloss.conformance.laws import LAWS
 from polyloss.conformance.report import Report
 from polyloss.conformance.routes import Route
 from polyloss.conformance.search import smallest
+from polyloss.conformance.subject import Subject
 
 ONE: dict[str, Any] = {"loss": "sigmoid", "dtype": "float32", "path": "generic", "only": "accuracy", "level": "quick"}
 
@@ -66,6 +68,52 @@ def test_a_law_that_does_not_hold_is_reproduced(monkeypatch: pytest.MonkeyPatch)
 
     with pytest.raises(AssertionError, match="three is too many"):
         obey("shift", "softmax_cross_entropy", "numpy", "generic", "float32", n=3)
+
+
+def test_a_law_of_numbers_says_which_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Subject.items
+    monkeypatch.setattr(Subject, "items", lambda *given: right(*given) * np.float32(1 + 1e-3))
+    report = check("numpy", loss="bpr", dtype="float32", path="generic", only="textbook", level="quick")
+    (failure, *_) = report.failed[0].failures
+    assert float(failure.got) == pytest.approx(float(failure.expected) * 1.001, rel=1e-6)
+    assert failure.ulps is not None and failure.budget is not None and failure.ulps > 4000 > failure.budget > 0
+    assert "the items at (0,)" in failure.where
+    with pytest.raises(Differs, match="the items"):
+        exec(failure.reproduce)
+
+
+def test_a_limit_says_which_number_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    limit = replace(LIMITS["infinite scores"], items=[0.0, 1.0, np.nan])
+    monkeypatch.setitem(LIMITS, "infinite scores", limit)
+    report = check("numpy", loss="bpr", dtype="float64", path="generic", only="limits", level="quick")
+    (failure,) = report.failed[0].failures
+    assert (failure.expected, failure.got, failure.ulps) == ("1.0", "inf", np.inf)
+    assert "the items at (1,)" in failure.where
+    assert "error      inf ulp, budget 40" in str(failure)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_an_error_is_counted_in_ulp_of_the_larger_term(dtype: str) -> None:
+    one, eps = np.ones(3, dtype), float(np.finfo(dtype).eps)
+    off = one + np.asarray([0, 3 * eps, -2 * eps], dtype)
+    compare(off, one, "x", dtype, allowed=3 * eps)
+    with pytest.raises(Differs) as caught:
+        compare(off, one, "x", dtype, allowed=2 * eps)
+    assert (caught.value.ulps, caught.value.budget) == (3, 2)
+    with pytest.raises(Differs) as caught:
+        compare(off, one, "x", dtype, larger=4.0)
+    assert (caught.value.ulps, caught.value.budget) == (0.75, 0)
+
+
+@pytest.mark.parametrize(("got", "expected"), [(np.nan, 1.0), (1.0, np.nan), (np.inf, -np.inf), (1e30, np.inf)])
+def test_nan_and_infinity_are_near_nothing(got: float, expected: float) -> None:
+    with pytest.raises(Differs) as caught:
+        compare(np.asarray(got), np.asarray(expected), "x", "float64", allowed=np.inf)
+    assert caught.value.ulps == np.inf
+    for x in (got, expected):
+        compare(np.asarray(x), np.asarray(x), "x", "float64")
 
 
 def test_what_is_not_here_is_not_run_and_never_passed() -> None:
