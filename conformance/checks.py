@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from polyloss.conformance import special_laws, torch_laws  # noqa: F401 they put their laws into the table
+from polyloss.conformance import special_laws, torch_laws  # noqa: F401 torch's put themselves into the table
 from polyloss.conformance.budget import FLUSHING, Exact
 from polyloss.conformance.compare import Differs, compare, same
 from polyloss.conformance.engine import Check, Judgement, Task, command_of
 from polyloss.conformance.exact import ROWS, Case, Share, shares
-from polyloss.conformance.exhaustive import exhaustive, exhausts
+from polyloss.conformance.exhaustive import exhaustive, exhausts, outside
 from polyloss.conformance.grid import VARIANTS, Call, case, drawn, grid
 from polyloss.conformance.laws import LAWS, Law
 from polyloss.conformance.limits import LIMITS, Limit, in_a_long_row
@@ -292,7 +292,7 @@ def _kernels_taken() -> dict[tuple[str, str], dict[str, str]]:
 
 
 def exhausted(task: Task) -> Iterator[Judgement]:
-    for name, one in exhaustive(task.function, task.dtype):
+    for name, one in exhaustive(task.function, task.dtype, task.route.library):
         share, way = worst(task, one)
         failure = None
         if not share.used <= 1:
@@ -304,6 +304,16 @@ def exhausted(task: Task) -> Iterator[Judgement]:
             )  # fmt: skip
             failure = _described(task, name, small, share, way)
         yield Judgement(share.used, failure, one.items.high.size)
+    for bad in outside(task.function, task.dtype, task.route.library):
+        subject = Subject(LOSSES[task.function], task.route, task.dtype)
+        given = {"probabilities": np.full(3, 0.5), "targets": np.array([0.0, 1.0, 1.0])}
+        failure = None
+        try:
+            special_laws.is_refused(subject, "probabilities", given, bad)
+        except Exception as error:
+            law, where = "what is not valid is refused, or NaN", f"{task.route}, {task.dtype}"
+            failure = _raised(error, law, where, f"a probability of {bad}", command_of(task))
+        yield Judgement(None, failure)
 
 
 # Derivatives of every kind.

@@ -13,7 +13,7 @@ from polyloss.conformance.losses import LOSSES, Row
 from polyloss.conformance.routes import to_numpy
 from polyloss.conformance.subject import Draw, Subject
 
-__all__: list[str] = []
+__all__ = ["is_refused"]
 
 SOFTMAX = ("softmax_cross_entropy",)
 KERNELS = (*SOFTMAX, "sigmoid_cross_entropy", "bpr", "info_nce")  # the losses on a hot primitive
@@ -226,10 +226,11 @@ def invalid(subject: Subject, draw: Draw) -> None:
     for arguments, bad in calls:
         if isinstance(bad, float):
             arguments[key] = arguments[key].astype(np.float64)
-        _is_refused(subject, key, arguments, bad)
+        is_refused(subject, key, arguments, bad)
 
 
-def _is_refused(subject: Subject, key: str, arguments: dict[str, np.ndarray], bad: Any) -> None:
+def is_refused(subject: Subject, key: str, arguments: dict[str, np.ndarray], bad: Any) -> None:
+    """Raises AssertionError where a bad value in the middle is neither an error nor NaN in its own item alone."""
     plain = of(subject, subject.row.loss)
     broken = arguments[key].copy()
     n = len(broken)
@@ -247,4 +248,5 @@ def _is_refused(subject: Subject, key: str, arguments: dict[str, np.ndarray], ba
     clean = plain.items(arguments)
     same(items[n // 2], np.full_like(items[n // 2], np.nan), f"the item with {bad} in {key}")
     others = np.arange(n) != n // 2
-    subject.close(items[others], clean[others], "the other items")
+    wide = "float64" if subject.dtype == "float64" else "float32"  # in which losses of 16 bits come back
+    Subject(subject.row, subject.route, wide).close(items[others], clean[others], "the other items")

@@ -230,7 +230,7 @@ class BinaryLogLoss(Formula):
         gp = gt = None
         if wanted[0]:
             limit = xp.full_like(p, _largest(library, p))
-            slope = xp.minimum((1 - t) / (1 - no), limit) - xp.minimum(t / yes, limit)
+            slope = xp.minimum((1 - t) / (1 - no), limit) - xp.minimum(t / xp.abs(yes), limit)  # -0.0 is 0
             gp = cotangent * _unless_clipped(library, p, self.eps, slope)
         if wanted[1]:
             gt = cotangent * (_minus_log(library, yes) - _minus_log1m(library, no))
@@ -267,7 +267,7 @@ class RowLogLoss(Formula):
         t, q = self._seen(library, p, targets)
         gp = gt = None
         if wanted[0]:
-            slope = -xp.minimum(t / q, xp.full_like(p, _largest(library, p)))
+            slope = -xp.minimum(t / xp.abs(q), xp.full_like(p, _largest(library, p)))  # -0.0 is 0
             gp = cotangent * _unless_clipped(library, p, self.eps, slope)
         if wanted[1]:
             gt = cotangent * _minus_log(library, q)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,10 @@ import polyloss
 from polyloss.__main__ import main
 from polyloss.conformance import LIMITS, check, oracle, reproduce
 from polyloss.conformance.compare import Differs, compare
-from polyloss.conformance.exhaustive import exhaustive, exhausts
+from polyloss.conformance.exhaustive import exhaustive, exhausts, outside
 from polyloss.conformance.grid import VARIANTS, grid
 from polyloss.conformance.laws import LAWS
+from polyloss.conformance.losses import LOSSES
 from polyloss.conformance.report import Report
 from polyloss.conformance.routes import Route
 from polyloss.conformance.search import smallest
@@ -58,8 +61,6 @@ def test_an_exception_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_law_that_does_not_hold_is_reproduced(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataclasses import replace
-
     def never(subject: Any, draw: Any) -> None:
         assert draw.n < 3, "three is too many"
 
@@ -83,8 +84,6 @@ def test_a_law_of_numbers_says_which_they_are(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_limit_says_which_number_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataclasses import replace
-
     limit = replace(LIMITS["infinite scores"], items=[0.0, 1.0, np.nan])
     monkeypatch.setitem(LIMITS, "infinite scores", limit)
     report = check("numpy", loss="bpr", dtype="float64", path="generic", only="limits", level="quick")
@@ -141,6 +140,7 @@ def test_two_processes_find_what_one_finds() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.filterwarnings("ignore:(invalid|divide|overflow)")
 def test_the_truth_of_exhaustive_runs_is_the_oracles(dtype: str) -> None:
     for function in VARIANTS:
         if exhausts(function, dtype):
@@ -150,11 +150,41 @@ def test_the_truth_of_exhaustive_runs_is_the_oracles(dtype: str) -> None:
             for i in np.linspace(0, len(case.arrays[0]) - 1, 40, dtype=int):
                 given = [float(x[i]) for x in case.arrays]
                 if len(given) == 2 and function in ("bpr", "pairwise_hinge"):
-                    lead = case.arrays[0][i] - case.arrays[1][i]
+                    lead = np.float32(case.arrays[0][i]) - np.float32(case.arrays[1][i])
                     given = [float(lead if function == "bpr" else np.float32(1) - lead)]
-                if abs(given[0]) < 800:  # beyond, the oracle has too few digits
+                finite = np.isfinite(case.items.high[i]) and np.isfinite(case.gradient.high[i])
+                finite &= function != "binary_log_loss" or 0 < given[0] < 1  # at its ends: see the limits
+                if abs(given[0]) < 800 and finite:  # beyond, the oracle has too few digits
                     np.testing.assert_allclose(case.items.high[i], float(value(*given)), 1e-14, 1e-300)
                     np.testing.assert_allclose(case.gradient.high[i], float(slope(*given)), 1e-14, 1e-300)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.filterwarnings("ignore:(invalid|divide|overflow)")
+def test_every_16_bit_number_is_run_through_every_function_of_one_number(dtype: str) -> None:
+    for function in ("sigmoid", "softplus", "log_sigmoid", "sigmoid_cross_entropy", "bpr", "pairwise_hinge"):
+        for _, case in exhaustive(function, dtype):
+            bits = case.arrays[0].view(f"uint{8 * case.arrays[0].itemsize}")
+            assert len(np.unique(bits)) == 1 << 16
+    valid = next(exhaustive("binary_log_loss", dtype))[1].arrays[0]
+    refused = outside("binary_log_loss", dtype)
+    assert np.nanmin(valid) == 0 and np.nanmax(valid) == 1 and np.isnan(valid).any()
+    assert min(refused) == -np.inf and max(refused) == np.inf
+    step = 2.0 ** (-10 if dtype == "float16" else -7)
+    assert max(v for v in refused if v < 0) > -1e-7 and min(v for v in refused if v > 0) == 1 + step
+
+
+def test_an_invalid_number_that_is_taken_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = polyloss.binary_log_loss
+    lenient = functools.wraps(right)(
+        lambda probabilities, *rest, **options: right(np.clip(probabilities, 0, 1), *rest, **options)
+    )
+    row = replace(LOSSES["binary_log_loss"], loss=lenient)
+    monkeypatch.setitem(LOSSES, "binary_log_loss", row)
+    report = check("numpy", loss="binary_log_loss", dtype="float16", path="generic", only="all numbers")
+    failures = report.failed[0].failures
+    assert len(failures) == len(outside("binary_log_loss", "float16"))
+    assert "is no error" in failures[0].got
 
 
 def test_the_grid_has_every_kind_of_hard_number() -> None:

@@ -73,3 +73,13 @@ def test_a_small_distance_keeps_its_derivative_in_autodiff(gap: float) -> None:
     slope = jax.grad(lambda x: polyloss.contrastive(x, other, similar))(jax.numpy.asarray(first))
     for found in (x.grad, slope):
         np.testing.assert_allclose(np.asarray(found), 2 * first, rtol=1e-6)
+
+
+@every_library
+def test_a_probability_of_minus_0_has_the_slope_of_0(library: str) -> None:
+    t = _array(library, [1.0, 1.0])
+    gradient = np.asarray(polyloss.grad(polyloss.binary_log_loss)(_array(library, [0.0, -0.0]), t, reduction="sum"))
+    assert gradient[0] == gradient[1] == -np.finfo(np.float32).max
+    p, labels = _array(library, [[-0.0, 1.0]]), _array(library, [0])
+    gradient = np.asarray(polyloss.grad(polyloss.log_loss)(p, labels))
+    assert gradient[0, 0] == -np.finfo(np.float32).max
