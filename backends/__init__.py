@@ -135,6 +135,10 @@ class Work:
         return scale / float(divisor) if divisor else 0.0
 
 
+Bound: TypeAlias = Callable[[Array, Array], tuple[float, Array | None]]
+"""Of predictions and targets the value of a kernel, and if asked for, the gradient in the predictions."""
+
+
 class InvalidTarget(Exception):
     """A kernel met a target out of range. Who asked for the kernel finds it, and words the message."""
 
@@ -160,6 +164,9 @@ class Kernel(Protocol):
 
     def value_and_vjp(self, work: Work) -> tuple[Any, Gradients]:
         """Both."""
+
+    def bound(self, work: Work, *, gradient: bool) -> Bound | None:
+        """The same for small arrays that are like those of this work, layout included, in less time; None: not here."""
 
 
 class Kernels(Protocol):
@@ -189,6 +196,13 @@ class Library:
 
     def signature(self, x: Array) -> Any:
         """What must be equal for an array to be like another, as far as kernels can tell; None: it is like no other."""
+        return None
+
+    def guard(self, x: Array, y: Array) -> Callable[[Array, Array], bool] | None:
+        """What says at a glance that arrays are like these two, layout included; None: there is no such thing.
+
+        It may say no of arrays that are; then they are asked for their signatures.
+        """
         return None
 
     def __init__(self, namespace: ModuleType) -> None:
@@ -408,6 +422,13 @@ class Library:
         ``formula(*arrays)`` makes the items in plain array code, for derivatives of the derivative.
         """
         return self.number(kernel.value(work)[0], work)
+
+    def bound(
+        self, kernel: Kernel, work: Work, formula: Callable[..., Array]
+    ) -> Callable[[Array, Array], Array] | None:
+        """The `result` of `run` on predictions and targets that are like those of the work; see `Kernel.bound`."""
+        compute, like = kernel.bound(work, gradient=False), work.on()
+        return None if compute is None else lambda x, t: self.result(self.number(compute(x, t)[0], like))
 
     def number(self, value: Any, work: Work) -> Array:
         """A kernel's value in this library: a Python float as a 0-d array in the dtype of the work."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import array_api_compat.numpy
@@ -20,6 +20,24 @@ class NumPy(Library):
 
     def signature(self, x: Array) -> Any:
         return (x.dtype, x.shape) if type(x) is np.ndarray and x.flags.aligned else None
+
+    def guard(self, x: Array, y: Array) -> Callable[[Array, Array], bool] | None:
+        if not (self.is_contiguous(x) and self.is_contiguous(y)):
+            return None
+        like_x, like_y = (x.dtype, x.shape), (y.dtype, y.shape)
+
+        def fits(x: Array, y: Array) -> bool:
+            return (
+                type(x) is type(y) is np.ndarray
+                and (x.dtype, x.shape) == like_x
+                and (y.dtype, y.shape) == like_y
+                and (flags := x.flags).c_contiguous
+                and flags.aligned
+                and (flags := y.flags).c_contiguous
+                and flags.aligned
+            )
+
+        return fits
 
     def refuse(self, x: Array) -> str | None:
         if type(x) is np.ndarray:

@@ -9,13 +9,14 @@ backward is itself differentiable. ``torch.compile`` gets the kernels as custom 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import array_api_compat.torch
 import numpy as np
@@ -42,6 +43,16 @@ class Torch(Library):
         if _is_plain(x) and (x.is_cpu or x.is_cuda) and x.layout is torch.strided and not x.is_neg():
             return x.dtype, x.shape, x.requires_grad and torch.is_grad_enabled(), x.get_device()
         return None
+
+    def guard(self, x: Array, y: Array) -> Callable[[Array, Array], bool] | None:
+        if not (_GUARDS and x.is_contiguous() and y.is_contiguous()):
+            return None
+        is_like, differentiating = _guard(x, y), torch.is_grad_enabled()
+
+        def fits(x: Array, y: Array) -> bool:
+            return is_like(x, y) and is_grad_enabled() is differentiating and forward_ad._current_level < 0
+
+        return fits if fits(x, y) else None
 
     def device(self, x: Array) -> Any:
         return None if x.ndim == 0 and x.device.type == "cpu" else x.device
@@ -123,9 +134,27 @@ class Torch(Library):
         return primitive.forward(self, *arrays)[0]
 
     def run(self, kernel: Kernel, work: Work, formula: Callable[..., Array]) -> Array:
-        if self.differentiates(work.arrays[0]):
+        if not self.differentiates(work.arrays[0]):
+            return super().run(kernel, work, formula)
+        if not _is_small(work):
             return _KernelRule.apply(kernel, work, formula, *work.arrays)
-        return super().run(kernel, work, formula)
+
+        like = work.on()
+        like.disposable, like.scale = False, 1.0  # the predictions are saved; autograd has its own scale
+
+        def compute(*arrays: Any) -> tuple[Any, Any]:
+            value, gradients = kernel.value_and_vjp(like.on(*arrays))
+            return value, gradients[0]
+
+        return _SmallRule.apply(_Small(compute, like, formula), *work.arrays)
+
+    def bound(
+        self, kernel: Kernel, work: Work, formula: Callable[..., Array]
+    ) -> Callable[[Array, Array], Array] | None:
+        if not self.differentiates(work.arrays[0]):
+            return super().bound(kernel, work, formula)
+        compute = kernel.bound(work, gradient=True) if _is_small(work) else None
+        return None if compute is None else functools.partial(_SmallRule.apply, _Small(compute, work.on(), formula))
 
     def number(self, value: Any, work: Work) -> Array:
         return torch.scalar_tensor(value, dtype=work.dtype, device="cpu") if isinstance(value, float) else value
@@ -184,8 +213,37 @@ def _is_plain(x: Array) -> bool:
 
 
 is_compiling = torch.compiler.is_compiling
+is_grad_enabled = torch.is_grad_enabled
 _level = torch._C._functorch.maybe_current_level
 _modes = torch._C._len_torch_dispatch_stack
+
+
+def _guard(*arrays: Array) -> Callable[..., bool]:
+    """What torch.compile asks of arrays before it runs compiled code on them.
+
+    It compares types, dtypes, devices, shapes, strides and whether a gradient is asked for, and all that torch keeps as
+    dispatch keys: subclasses, modes, levels of `torch.func`, inference mode, autocast.
+    """
+    guard: Callable[..., bool] = torch._C._dynamo.guards.TensorGuards(
+        *arrays,
+        dynamic_dims_sizes=[list(x.shape) for x in arrays],
+        dynamic_dims_strides=[list(x.stride()) for x in arrays],
+    ).check
+    return guard
+
+
+def _guards() -> bool:
+    """Whether `_guard` is what it is here. It is torch's own affair."""
+    x, y = torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64)
+    others = x.double(), x[:, :2], x.t(), torch.zeros(3, 2).t(), torch._neg_view(x), x.clone().requires_grad_()
+    try:
+        fits = _guard(x, y)
+        return fits(x.clone(), y) and not any(fits(other, y) for other in (*others, torch.nn.Parameter(x), None))
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        return False
+
+
+_GUARDS = _guards()
 
 
 class _Rule(torch.autograd.Function):  # type: ignore[misc]
@@ -214,43 +272,69 @@ class _Rule(torch.autograd.Function):  # type: ignore[misc]
 class _KernelRule(torch.autograd.Function):  # type: ignore[misc]
     """The value of a kernel, and its gradient in the predictions by the kernel again.
 
-    The forward pass keeps the row statistics, not a second copy of the predictions; but of small ones the gradient,
-    which then costs one product. Where the gradient itself is to be differentiated, it is taken of the formula.
+    The forward pass keeps the row statistics, not a second copy of the predictions. Where the gradient itself is to be
+    differentiated, it is taken of the formula.
     """
 
     @staticmethod
     def forward(ctx: Any, kernel: Kernel, work: Work, formula: Any, *arrays: Any) -> Any:
-        x = arrays[0]
-        # A 16-bit gradient may need its cotangent, the scale of the loss, not to vanish.
-        small = work.divisor is not None and x.numel() <= SMALL and x.dtype in _WIDE
-        if small:
-            work.disposable, work.scale = False, 1.0  # the predictions are saved; autograd has its own scale
-            value, gradients = kernel.value_and_vjp(work)
-            ctx.save_for_backward(*arrays, gradients[0])
-        else:
-            value, residuals = kernel.value(work, residuals=True)
-            ctx.save_for_backward(*arrays, *residuals)
+        value, residuals = kernel.value(work, residuals=True)
+        ctx.save_for_backward(*arrays, *residuals)
         # What the rule keeps beside the saved tensors must not hold them: they would escape from torch's hooks.
-        ctx.rule = kernel, work.on(), formula, len(arrays), small
+        ctx.rule = kernel, work.on(), formula, len(arrays)
         return LIBRARY.number(value, work)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> Any:
-        kernel, work, formula, count, small = ctx.rule
+        kernel, work, formula, count = ctx.rule
         (cotangent,), saved = cotangents, ctx.saved_tensors
-        arrays, kept = saved[:count], saved[count:]
+        arrays, residuals = saved[:count], saved[count:]
         if torch.is_grad_enabled():  # create_graph
             gradient = _differentiable(work, formula, cotangent, arrays)
-        elif small:
-            gradient = kept[0] * cotangent
         else:
             try:
-                gradient = kernel.vjp(_scaled(work.on(*arrays), cotangent), kept)[0]
+                gradient = kernel.vjp(_scaled(work.on(*arrays), cotangent), residuals)[0]
             except Unavailable:  # here, while the kernel of the value was not
                 x = arrays[0].detach().requires_grad_()
                 with torch.enable_grad():
                     gradient = _differentiable(work, formula, cotangent, (x, *arrays[1:])).detach()
         return None, None, None, gradient, *[None] * (count - 1)
+
+
+class _Small(NamedTuple):
+    """A loss of few predictions."""
+
+    compute: Callable[
+        ..., tuple[Any, Array]
+    ]  # of the arrays, the value of a kernel and the gradient in the predictions
+    work: Work  # without the arrays
+    formula: Callable[..., Array]
+
+
+class _SmallRule(torch.autograd.Function):  # type: ignore[misc]
+    """The same of a small loss: its gradient is computed along with the value, and then costs one product."""
+
+    @staticmethod
+    def forward(ctx: Any, small: _Small, *arrays: Any) -> Any:
+        value, gradient = small.compute(*arrays)
+        ctx.save_for_backward(gradient, *arrays)
+        ctx.small = small
+        return LIBRARY.number(value, small.work)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Any) -> Any:
+        gradient, *arrays = ctx.saved_tensors
+        if is_grad_enabled():  # create_graph
+            gradient = _differentiable(ctx.small.work, ctx.small.formula, cotangent, arrays)
+        else:
+            gradient = gradient * cotangent
+        return None, gradient, *[None] * (len(arrays) - 1)
+
+
+def _is_small(work: Work) -> bool:
+    x = work.arrays[0]
+    # A 16-bit gradient may need its cotangent, the scale of the loss, not to vanish.
+    return work.divisor is not None and x.numel() <= SMALL and x.dtype in _WIDE
 
 
 def _scaled(work: Work, cotangent: Array) -> Work:

@@ -11,7 +11,7 @@ from polyloss import dispatch
 from polyloss.backends import Array
 from polyloss.docstrings import complete
 from polyloss.reduction import Loss
-from polyloss.replay import Replays, signature
+from polyloss.replay import Replays
 
 __all__ = ["differentiable", "formula_of", "grad", "value_and_grad"]
 
@@ -37,13 +37,7 @@ def differentiable(*parameters: str) -> Callable[[Callable[P, Loss]], Callable[P
 
         @functools.wraps(formula)
         def loss(*args: P.args, **kwargs: P.kwargs) -> Array:
-            key = signature(args, kwargs)
-            if key is not None and (again := replays.again(key, args, kwargs)) is not None:
-                return again
-            call, value, _ = once(*args, **kwargs)
-            if key is not None:
-                replays.record(key, call, args, kwargs)
-            return value
+            return once(*args, **kwargs)[1] if dispatch.is_traced() else replays.call(args, kwargs)
 
         loss.__signature__ = inspect.signature(formula).replace(return_annotation="Array")  # type: ignore[attr-defined]
         _FORMULAS[loss] = formula, parameters
@@ -101,13 +95,7 @@ def value_and_grad(loss: Callable[..., Array], wrt: str | tuple[str, ...] | None
     def compute(*args: Any, **kwargs: Any) -> tuple[Array, Any]:
         args = tuple(map(dispatch.detached, (*given, *args)))
         kwargs = {name: dispatch.detached(x) for name, x in (preset | kwargs).items()} if preset or kwargs else kwargs
-        key = signature(args, kwargs)
-        again = None if key is None else replays.again(key, args, kwargs)
-        if again is None:
-            call, again, gradients = once(*args, **kwargs)
-            if key is not None:
-                replays.record(key, call, args, kwargs, gradients)
-        value, found = again
+        value, found = once(*args, **kwargs)[1] if dispatch.is_traced() else replays.call(args, kwargs)
         return value, found[0] if single else found
 
     return compute

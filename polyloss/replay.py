@@ -4,20 +4,23 @@ All that was checked and decided for the earlier call holds for them too, except
 it is done once, as a compiler of traces does it, and a small call costs half. A call can be replayed if its arrays went
 to a kernel as they are, with nothing computed from them before or after, and if their library says by a signature what
 a kernel may ask of them. Or its library compiles a call as a whole.
+
+A small call that is like the one just before, in the layout of its arrays too, need not even find its signature: a
+`Shortcut` goes from one look at the arrays to the kernel, of which all but their addresses is prepared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from polyloss import dispatch
 from polyloss.application import Application
-from polyloss.backends import Array, InvalidTarget, Unavailable
+from polyloss.backends import Array, InvalidTarget, Kernel, Unavailable, Work
 from polyloss.reduction import Loss
 
-__all__ = ["Replay", "Replays", "Whole", "signature"]
+__all__ = ["Replay", "Replays", "Shortcut", "Whole", "signature"]
 
 MOST = 256
 """Calls that are remembered of one function."""
@@ -27,8 +30,6 @@ _OPTIONS = frozenset([int, float, bool, str, type(None)])
 
 def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
     """What two calls must share; None for a call that cannot be replayed."""
-    if dispatch.is_traced():
-        return None
     found: list[Any] = []
     for x in args:
         one = _signature(x)
@@ -63,27 +64,68 @@ Once = Callable[..., tuple[Loss, Any, tuple[Any, ...] | None]]
 """A call gone the long way: what was computed, the result of the call, and the gradients in it, if there are any."""
 
 
+class Shortcut(NamedTuple):
+    """How a call is repeated: one of two arrays that are like those of an earlier call, with the same options."""
+
+    compute: Callable[[Array, Array], Any]
+    is_like: Callable[[Array, Array], bool]
+    options: dict[str, Any]
+
+    def serves(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether this call is such a one."""
+        options = self.options
+        if len(args) != 2 or len(kwargs) != len(options):
+            return False
+        for name, value in kwargs.items():
+            if name not in options or type(value) is not type(options[name]) or value != options[name]:
+                return False
+        return self.is_like(*args)
+
+
 @dataclass(slots=True)
 class Replay:
     """What a call has in common with the earlier ones of its signature, for a kernel."""
 
+    kernel: Kernel
     like: Application
     positions: tuple[int | None, ...]  # of the application's arrays among the arguments
     sources: tuple[int, ...] | None  # of the results among the gradients of the application's arrays; None: a value
     items: Callable[..., Array]  # of the application's arrays, by the formula
+    shortcut: Shortcut | None = None
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The value, or the value and a tuple of gradients; None: this call must go the long way."""
-        like = self.like
-        library, kernel = like.library, like.kernel
+        kernel, like = self.kernel, self.like
+        library = like.library
         work = like.on(*[None if i is None else args[i] for i in self.positions])
         try:
+            if self.shortcut is None:
+                self.shortcut = self._shortcut(work, args, kwargs)
             if self.sources is None:
-                return library.result(library.run(kernel, work, self.items))  # type: ignore[arg-type]
-            value, gradients = kernel.value_and_vjp(work)  # type: ignore[union-attr]
+                return library.result(library.run(kernel, work, self.items))
+            value, gradients = kernel.value_and_vjp(work)
         except (InvalidTarget, Unavailable):
             return None
         return library.result(library.number(value, work)), tuple([gradients[i] for i in self.sources])
+
+    def _shortcut(self, work: Work, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Shortcut | None:
+        if len(args) != 2 or self.positions[:2] != (0, 1) or self.sources not in (None, (0,)):
+            return None
+        library = work.library
+        compute = self._with_gradient(work) if self.sources else library.bound(self.kernel, work, self.items)
+        is_like = None if compute is None else library.guard(*args)
+        return None if compute is None or is_like is None else Shortcut(compute, is_like, kwargs)
+
+    def _with_gradient(self, work: Work) -> Callable[[Array, Array], Any] | None:
+        library, bound, like = work.library, self.kernel.bound(work, gradient=True), work.on()
+        if bound is None:
+            return None
+
+        def compute(x: Array, t: Array) -> tuple[Array, tuple[Array | None]]:
+            value, gradient = bound(x, t)
+            return library.result(library.number(value, like)), (gradient,)
+
+        return compute
 
 
 @dataclass(slots=True)
@@ -91,6 +133,7 @@ class Whole:
     """A call that its library compiles as a whole."""
 
     compiled: Callable[..., Any]  # of the positional arguments, and of the arrays among the others
+    shortcut: Shortcut | None = None
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Likewise."""
@@ -102,22 +145,40 @@ class Replays(dict[tuple[Any, ...], Replay | Whole | None]):
 
     def __init__(self, once: Once, formula: Callable[..., Loss]) -> None:
         self._once, self._formula = once, formula
+        self._latest: Shortcut | None = None
 
-    def again(self, key: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def clear(self) -> None:
+        super().clear()
+        self._latest = None
+
+    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of a call, by the shortest way. torch.compile must not trace it."""
+        if dispatch.is_generic():  # there a call says nothing about the next
+            return self._once(*args, **kwargs)[1]
+        latest = self._latest
+        if latest is not None and latest.serves(args, kwargs):
+            try:
+                return latest.compute(*args)
+            except (InvalidTarget, Unavailable):
+                pass
+        key = signature(args, kwargs)
+        if key is not None and (result := self._again(key, args, kwargs)) is not None:
+            return result
+        loss, result, gradients = self._once(*args, **kwargs)
+        if key is not None and key not in self:
+            self._keep(key, self._replay(loss, args, kwargs, gradients))
+        return result
+
+    def _again(self, key: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of a call with that signature; None: it must go the long way."""
-        if dispatch.is_generic():
-            return None
         replay = self.get(key)
         if replay is None and key not in self and (replay := self._whole(args, kwargs)) is not None:
             self._keep(key, replay)
-        return None if replay is None else replay(args, kwargs)
-
-    def record(
-        self, key: tuple[Any, ...], loss: Loss, args: tuple[Any, ...], kwargs: dict[str, Any], gradients: Any = None
-    ) -> None:
-        """Remembers a call that went the long way, and gave these gradients."""
-        if key not in self and not dispatch.is_generic():  # there it says nothing about the next call
-            self._keep(key, self._replay(loss, args, kwargs, gradients))
+        if replay is None:
+            return None
+        result = replay(args, kwargs)
+        self._latest = replay.shortcut
+        return result
 
     def _whole(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Whole | None:
         """A first call as a whole, where all its arrays are of one library, which compiles it."""
@@ -166,4 +227,4 @@ class Replays(dict[tuple[Any, ...], Replay | Whole | None]):
             with dispatch.generic():
                 return formula(*[given[i] for i in range(len(args))], **options).value()
 
-        return Replay(like.without_arrays(), positions, sources, items)
+        return Replay(like.kernel, like.without_arrays(), positions, sources, items)

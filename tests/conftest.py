@@ -13,10 +13,19 @@ collect_ignore = [] if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1" else ["simu
 pytest.register_assert_rewrite("layouts", "peers", "programs")
 
 
+@pytest.fixture(autouse=True)
+def no_call_is_known() -> None:
+    """As in a new process."""
+    from calls import forget_calls
+
+    forget_calls()
+
+
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The kernels that have been asked for."""
+    """The kernels that have been asked for, as each call does that takes no shortcut."""
     from polyloss.backends.cpu import compiled
+    from polyloss.replay import Replay
 
     found: list[Any] = []
     kernel = compiled.kernel
@@ -26,4 +35,5 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return kernel(*key)
 
     monkeypatch.setattr(compiled, "kernel", asking)
+    monkeypatch.setattr(Replay, "_shortcut", lambda *arguments: None)
     return found

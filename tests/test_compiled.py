@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from calls import forget_calls
 
 import polyloss
 from polyloss import dispatch
@@ -112,6 +113,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a new process."""
     monkeypatch.setattr(compiled, "_loaded", {})
+    forget_calls()
 
 
 # Start-up. Times are of the processor, not of the clock: others may be at work on the machine.

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 import polyloss
-from polyloss import dispatch, gradients
+from polyloss import dispatch
 from polyloss.backends import Unavailable
 from polyloss.backends.cpu import compiled
 from polyloss.conformance.losses import LOSSES
 from polyloss.primitives import LseCrossEntropy
+from polyloss.replay import Replays
 
 
 class Counting:
@@ -60,7 +61,7 @@ class CountingKernel:
 def counting(monkeypatch: pytest.MonkeyPatch) -> Counting:
     kernels = Counting()
     monkeypatch.setattr(dispatch, "kernels", lambda memory: kernels if memory == "host" else None)
-    monkeypatch.setattr(gradients, "signature", lambda args, kwargs: None)  # no replays of other kernels' calls
+    monkeypatch.setattr(Replays, "call", lambda self, args, kwargs: self._once(*args, **kwargs)[1])  # as if the first
     return kernels
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from typing import Any
 
@@ -16,8 +15,15 @@ from polyloss.dispatch import generic, library_of
 
 @pytest.fixture
 def replayed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The replays that gave a result."""
+    """The replays that gave a result, and the shortcuts that were taken."""
     found: list[Any] = []
+    serves = replay.Shortcut.serves
+
+    def serve(self: replay.Shortcut, *arguments: Any) -> bool:
+        served = serves(self, *arguments)
+        if served:
+            found.append(self)
+        return served
 
     real = replay.Replay.__call__
 
@@ -28,10 +34,7 @@ def replayed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return result
 
     monkeypatch.setattr(replay.Replay, "__call__", call)
-    # As in a new process: no call is known.
-    monkeypatch.setattr(gradients, "_with_gradients", functools.cache(gradients._with_gradients.__wrapped__))
-    for loss in gradients._FORMULAS:
-        inspect.getclosurevars(loss).nonlocals["replays"].clear()
+    monkeypatch.setattr(replay.Shortcut, "serves", serve)
     polyloss.bpr(X, X)  # the first call of all makes the library known
     return found
 
@@ -251,3 +254,169 @@ def test_a_kernel_that_was_not_available_once_is_not_replayed_as_another(
     second = polyloss.softmax_cross_entropy(X, Y)
     assert np.ndim(second) == 0
     np.testing.assert_allclose(second, first, rtol=1e-6)
+
+
+def shortcuts(found: list[Any]) -> int:
+    return sum(isinstance(one, replay.Shortcut) for one in found)
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_a_shortcut_has_the_bits_of_a_first_call(library: str, dtype: str, replayed: list[Any]) -> None:
+    asarray = np.asarray if library == "numpy" else pytest.importorskip("torch").from_numpy
+    x, other = X.astype(dtype), OTHER.astype(dtype)
+    soft = np.exp(x) / np.exp(x).sum(-1, keepdims=True)
+    library_of(asarray(x))
+    for loss, targets, options in (
+        (polyloss.softmax_cross_entropy, Y, {}),
+        (polyloss.softmax_cross_entropy, Y.astype(np.int32), {"reduction": "sum", "z_loss": 0.25}),
+        (polyloss.softmax_cross_entropy, Y, {"label_smoothing": 0.1}),
+        (polyloss.softmax_cross_entropy, soft, {}),
+        (polyloss.sigmoid_cross_entropy, soft, {"label_smoothing": 0.1}),
+        (polyloss.sigmoid_cross_entropy, x > 0, {"reduction": "sum"}),
+    ):
+        compute, y = polyloss.value_and_grad(loss), asarray(targets)
+        for _ in range(2):
+            compute(asarray(x), y, **options)
+            loss(asarray(x), y, **options)
+        replayed.clear()
+        value, gradient = compute(asarray(other), y, **options)
+        alone = loss(asarray(other), y, **options)
+        assert shortcuts(replayed) == 2
+        first, expected = fresh(loss, asarray(other), y, **options)
+        assert type(value) is type(first) is type(alone)
+        assert value.dtype == first.dtype
+        assert gradient.dtype == expected.dtype
+        assert float(value) == float(first) == float(alone)
+        np.testing.assert_array_equal(np.asarray(gradient), np.asarray(expected))
+
+
+def test_an_invalid_target_is_named_in_a_shortcut_too(replayed: list[Any]) -> None:
+    torch = pytest.importorskip("torch")
+    for asarray in (np.asarray, torch.from_numpy):
+        x, bad = asarray(X), asarray(np.where(np.arange(6) == 2, 9, Y))
+        library_of(x)
+        for loss in (polyloss.softmax_cross_entropy, polyloss.value_and_grad(polyloss.softmax_cross_entropy)):
+            for _ in range(3):
+                loss(x, asarray(Y))
+            replayed.clear()
+            with pytest.raises(ValueError, match=r"targets must be class indices in \[0, 5\), got 9 at index \(2,\)"):
+                loss(x, bad)
+            assert shortcuts(replayed) == 1
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_what_differs_in_anything_takes_no_shortcut(library: str, replayed: list[Any]) -> None:
+    asarray = np.asarray if library == "numpy" else pytest.importorskip("torch").from_numpy
+    loss = polyloss.softmax_cross_entropy
+    x, y = asarray(X), asarray(Y)
+    library_of(x)
+    for _ in range(3):
+        loss(x, y, label_smoothing=0, z_loss=0.0)
+    assert shortcuts(replayed) == 1
+    square = asarray(np.ascontiguousarray(X[:5].T)).T
+    for args, options in (
+        ((x, y), {}),
+        ((x, y), {"label_smoothing": 0.0, "z_loss": 0.0}),
+        ((x, y), {"label_smoothing": 0, "z_loss": 0.5}),
+        ((x, y), {"label_smoothing": 0, "z_loss": 0.0, "reduction": "sum"}),
+        ((x, y), {"label_smoothing": 0, "weights": asarray(np.ones(6, np.float32))}),
+        ((x,), {"label_smoothing": 0, "targets": y}),
+        ((asarray(X.astype(np.float64)), y), {"label_smoothing": 0, "z_loss": 0.0}),
+        ((x[:3], y[:3]), {"label_smoothing": 0, "z_loss": 0.0}),
+        ((x, asarray(Y.astype(np.int32))), {"label_smoothing": 0, "z_loss": 0.0}),
+        ((asarray(np.asfortranarray(X)), y), {"label_smoothing": 0, "z_loss": 0.0}),
+        ((x, asarray(np.repeat(Y, 2))[::2]), {"label_smoothing": 0, "z_loss": 0.0}),
+        ((square, y[:5]), {"label_smoothing": 0, "z_loss": 0.0}),
+    ):
+        replayed.clear()
+        loss(*args, **options)
+        assert shortcuts(replayed) == 0
+        loss(x, y, label_smoothing=0, z_loss=0.0)  # so that it is the latest again
+        loss(x, y, label_smoothing=0, z_loss=0.0)
+        assert shortcuts(replayed)
+    replayed.clear()
+    with generic():
+        loss(x, y, label_smoothing=0, z_loss=0.0)
+    assert replayed == []
+    np.testing.assert_allclose(float(loss(square, y[:5])), float(loss(np.asarray(square), Y[:5])), rtol=1e-6)
+
+
+def test_torch_says_what_is_unlike_for_a_shortcut(replayed: list[Any]) -> None:
+    """The look at the arrays is torch's own affair: what it must tell apart is told here."""
+    torch = pytest.importorskip("torch")
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.autograd import forward_ad
+
+    backend = pytest.importorskip("polyloss.backends.torch")
+    assert backend._GUARDS, (
+        "this version of torch has no such guards, so small losses take longer: see backends/torch.py"
+    )
+
+    class Watching(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return function(*args, **(kwargs or {}))
+
+    class Own(torch.Tensor):
+        pass
+
+    x, y = torch.from_numpy(X), torch.from_numpy(Y)
+    asked = x.clone().requires_grad_()
+    for like in (x, asked):
+        fits = backend.LIBRARY.guard(like, y)
+        assert fits(like, y)
+        assert fits(like.detach().clone().requires_grad_(like.requires_grad), y.clone())
+        unlike = (
+            asked if like is x else x,
+            like.double(),
+            like[:3],
+            like.detach().t().contiguous().t(),
+            torch._neg_view(like),
+            like.detach().as_subclass(Own),
+            torch.nn.Parameter(x),
+            like.to("meta"),
+            like.detach().to_sparse(),
+        )
+        assert [fits(other, y) for other in unlike] == [False] * len(unlike)
+        assert not fits(like, y.int())
+        seen = []
+
+        def look(x: Any, fits: Any = fits, seen: list[bool] = seen, like: Any = like) -> Any:
+            seen.extend([fits(x, y), fits(like, y)])
+            return x.sum()
+
+        torch.func.grad(look)(x)
+        torch.func.vmap(look)(torch.stack([x, x]))
+        torch.func.jvp(look, (x,), (x,))
+        with Watching():
+            look(like)
+        with torch.inference_mode():
+            look(like)
+        with FakeTensorMode() as mode:
+            seen.append(fits(mode.from_tensor(x), mode.from_tensor(y)))
+        with forward_ad.dual_level():
+            look(forward_ad.make_dual(x, x))
+        with torch.set_grad_enabled(False):
+            seen.append(fits(asked, y))
+        assert seen == [False] * len(seen)
+        assert len(seen) == 14
+    assert backend.LIBRARY.guard(x.t(), y) is None
+
+
+def test_a_shortcut_in_torch_is_differentiable_as_often_as_a_first_call(replayed: list[Any]) -> None:
+    torch = pytest.importorskip("torch")
+    loss, y = polyloss.softmax_cross_entropy, torch.from_numpy(Y)
+    library_of(y)
+    x = torch.from_numpy(X.astype(np.float64)).requires_grad_()
+    for options in ({}, {"label_smoothing": 0.1}, {"reduction": "sum"}):
+        found = []
+        for _ in range(4):
+            replayed.clear()
+            (g,) = torch.autograd.grad(3 * loss(x, y, **options), x, create_graph=True)
+            (h,) = torch.autograd.grad((g**2).sum(), x)
+            (plain,) = torch.autograd.grad(3 * loss(x, y, **options), x, retain_graph=True)
+            found.append((g, h, plain))
+        assert shortcuts(replayed) == 2
+        torch.testing.assert_close(found[-1], found[0])
+        assert torch.autograd.gradcheck(lambda x: loss(x, y, **options), (x,))  # noqa: B023
+        assert torch.autograd.gradgradcheck(lambda x: loss(x, y, **options), (x,))  # noqa: B023

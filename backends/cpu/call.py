@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from polyloss.backends import Array, Library, Work
+from polyloss.backends import Array, Bound, InvalidTarget, Library, Work
 from polyloss.backends.cpu import threads
 from polyloss.backends.cpu.compiled import Kernel
 from polyloss.backends.numpy import address_of
 
-__all__ = ["FLOATS", "WHOLE", "WIDE", "operand", "run", "space", "value_of"]
+__all__ = ["FLOATS", "WHOLE", "WIDE", "bound", "is_small", "operand", "run", "space", "value_of"]
 
 WIDE = {"float32": "float32", "float64": "float64", "float16": "float32", "bfloat16": "float32"}
 """The floats that may lie in memory, and what they become in registers, in sums and in row statistics."""
@@ -60,6 +61,37 @@ def _total(parts: Any) -> float:
             pass
     with np.errstate(all="ignore"):
         return float(np.sum(parts))
+
+
+def is_small(work: Work) -> bool:
+    """Whether the work is a loss of few predictions and targets, nothing else, that stand side by side."""
+    library, (x, t, *others) = work.library, work.arrays
+    return (
+        isinstance(work.divisor, float)
+        and work.weights is work.keep is None
+        and all(a is None for a in others)
+        and t is not None
+        and math.prod(x.shape) < CUTOFF
+        and library.is_contiguous(x)
+        and library.is_contiguous(t)
+    )
+
+
+def bound(
+    work: Work, kernel: Kernel, pack: Callable[[int, int, int, int], bytes], blocks: int, *, gradient: bool
+) -> Bound:
+    """`Kernel.bound`. ``pack`` makes the parameters of the addresses of predictions, targets, sums and gradient."""
+    address, empty_like, everything, like = work.library.address, work.library.xp.empty_like, kernel.all, work.on()
+
+    def compute(x: Array, t: Array) -> tuple[float, Array | None]:
+        g = empty_like(x) if gradient else None
+        partial = np.empty(blocks)
+        parameters = pack(address(x), address(t), address_of(partial), 0 if g is None else address(g))
+        if everything(parameters, 0, blocks) and not like.poison:
+            raise InvalidTarget
+        return value_of(like, partial), g
+
+    return compute
 
 
 def operand(work: Work, x: Array, shape: tuple[int, ...], dtype: Any = None) -> Array:

@@ -6,13 +6,16 @@ import functools
 import math
 from typing import Any, NamedTuple
 
-from polyloss.backends import Array, Gradients, InvalidTarget, Library, Work
+from polyloss.backends import Array, Bound, Gradients, InvalidTarget, Library, Work
 from polyloss.backends.cpu import compiled
-from polyloss.backends.cpu.call import FLOATS, WHOLE, operand, run, space, value_of
+from polyloss.backends.cpu.call import FLOATS, WHOLE, bound, is_small, operand, run, space, value_of
 from polyloss.backends.cpu.fields import FEW, LANES, LSE_BLOCK, LSE_LAYOUT, ROWS
 from polyloss.backends.strided import rows_of
 
 __all__ = ["Lse"]
+
+LABELS = ("int32", "int64")
+"""The dtypes of labels that kernels read; others become int64."""
 
 _pack = LSE_BLOCK.pack
 Steps = tuple[int, int, int, int]  # outer, inner, class; the number of inner rows
@@ -72,6 +75,23 @@ class Lse:
         value, gradients, _ = self._compute(work, True, True, None)
         return value, gradients
 
+    def bound(self, work: Work, *, gradient: bool) -> Bound | None:
+        primitive, x = work.primitive, work.arrays[0]
+        target_kind = work.stored[1]
+        dense = target_kind in FLOATS
+        if not is_small(work) or work.axis != x.ndim - 1 or not (dense or target_kind in LABELS):
+            return None
+        e, z, factor = primitive.label_smoothing, primitive.z_loss, work.factor
+        plan = _contiguous(x.shape, dense or e != 0)
+        kernel = _kernel(work, plan, target_kind, True, gradient)
+
+        def pack(x: int, t: int, sums: int, g: int) -> bytes:
+            labels, soft = (0, t) if dense else (t, 0)
+            known = _pack(x, labels, soft, 0, 0, 0, 0, 0, sums, 0, 0, g, 0, 1 - e, e, z, factor)
+            return known + plan.layout
+
+        return bound(work, kernel, pack, plan.blocks, gradient=gradient)
+
     def _compute(
         self, work: Work, value: bool, gradient: bool, residuals: tuple[Array, ...] | None
     ) -> tuple[Any, Gradients, tuple[Array, ...]]:
@@ -91,7 +111,7 @@ class Lse:
         items = work.arrays[0].shape[:axis] + work.arrays[0].shape[axis + 1 :] if dense else y.shape
         if dense:
             y = _classes_last(library, y, axis)
-        elif target_kind not in ("int32", "int64"):
+        elif target_kind not in LABELS:
             y, target_kind = library.xp.astype(y, library.xp.int64), "int64"
         y = y if library.is_contiguous(y) else library.contiguous(y)
         c = c if c is None else operand(work, c[(0,) * (c.ndim - 1)], (plan.classes,), work.dtype)
@@ -122,20 +142,25 @@ class Lse:
             primitive.z_loss,
             work.factor,
         )
-        if soft:
-            options = kind, target_kind, mask is not None, c is not None
-            kernel = compiled.kernel("soft", *options, value, gradient)
-        elif plan.form == "lanes":
-            plain = c is None and w is None and keep is None and not primitive.z_loss
-            kernel = compiled.kernel("lanes", kind, target_kind, plain, value, gradient)
-        else:
-            kernel = compiled.kernel("rows", kind, target_kind, value, gradient)
+        kernel = _kernel(work, plan, target_kind, value, gradient)
         bad = run(library, kernel, parameters + plan.layout, plan.blocks, plan.rows * plan.classes)
         if bad and not work.poison:
             raise InvalidTarget
         if g is not None and x is not work.arrays[0]:  # a copy with the classes last
             g = _classes_back(library, g, axis)
         return value_of(work, left), (g, None, None, None), residuals or ()
+
+
+def _kernel(work: Work, plan: Plan, target_kind: str, value: bool, gradient: bool) -> compiled.Kernel:
+    """The kernel of that plan; ``target_kind``: of the targets as it reads them."""
+    primitive, kind = work.primitive, work.stored[0]
+    weighted, masked = (a is not None for a in work.arrays[2:])
+    if target_kind in FLOATS or masked or primitive.label_smoothing:
+        return compiled.kernel("soft", kind, target_kind, masked, weighted, value, gradient)
+    if plan.form == "rows":
+        return compiled.kernel("rows", kind, target_kind, value, gradient)
+    plain = not weighted and work.weights is work.keep is None and not primitive.z_loss
+    return compiled.kernel("lanes", kind, target_kind, plain, value, gradient)
 
 
 def _laid_out(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from polyloss.backends import Array, Gradients, InvalidTarget, Work
+from polyloss.backends import Array, Bound, Gradients, InvalidTarget, Work
 from polyloss.backends.cpu import compiled
-from polyloss.backends.cpu.call import FLOATS, WHOLE, WIDE, run, space, value_of
+from polyloss.backends.cpu.call import FLOATS, WHOLE, WIDE, bound, is_small, run, space, value_of
 from polyloss.backends.cpu.fields import BLOCK, ELEMENTS_BLOCK
 from polyloss.backends.strided import views
 
@@ -36,6 +36,20 @@ class Softplus:
 
     def value_and_vjp(self, work: Work) -> tuple[Any, Gradients]:
         return self._compute(work, True, True)
+
+    def bound(self, work: Work, *, gradient: bool) -> Bound | None:
+        if len(work.arrays) < 2 or not is_small(work):
+            return None
+        e, factor, shape = work.primitive.label_smoothing, work.factor, work.arrays[0].shape
+        size = math.prod(shape)
+        blocks = -(-size // BLOCK)
+
+        def pack(x: int, t: int, sums: int, g: int) -> bytes:
+            absent = (0,) * 9
+            return ELEMENTS_BLOCK.pack(x, size, 1, t, size, 1, *absent, g, 0, sums, size, size, 1 - e, e / 2, factor)
+
+        kernel = compiled.kernel("elements", *work.stored, True, gradient)
+        return bound(work, kernel, pack, blocks, gradient=gradient)
 
     def _compute(self, work: Work, value: bool, gradient: bool) -> tuple[Any, Gradients]:
         library = work.library

@@ -6,7 +6,7 @@ import functools
 import math
 from typing import Any, NamedTuple
 
-from polyloss.backends import Array, Gradients, Work
+from polyloss.backends import Array, Bound, Gradients, Work
 from polyloss.backends.cuda import compiled
 from polyloss.backends.cuda.call import FLOATS, WHOLE, Factors, Value, cast, operand, room
 from polyloss.backends.cuda.fields import BATCH, FORMS, MOST_BLOCKS, ROWS_BLOCK, SOFT_BLOCK, SPLIT_BLOCK
@@ -108,6 +108,9 @@ class Lse:
     def value_and_vjp(self, work: Work) -> tuple[Any, Gradients]:
         value, gradients, _ = self._compute(work, True, True, None)
         return value, gradients
+
+    def bound(self, work: Work, *, gradient: bool) -> Bound | None:
+        return None
 
     def _compute(
         self, work: Work, value: bool, gradient: bool, residuals: tuple[Array, ...] | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from polyloss.backends import Array, Gradients, Work
+from polyloss.backends import Array, Bound, Gradients, Work
 from polyloss.backends.cuda import compiled
 from polyloss.backends.cuda.call import FLOATS, WHOLE, WIDE, Factors, Value, cast
 from polyloss.backends.cuda.fields import ELEMENTS_BLOCK, MOST_BLOCKS
@@ -38,6 +38,9 @@ class Softplus:
 
     def value_and_vjp(self, work: Work) -> tuple[Any, Gradients]:
         return self._compute(work, True, True)
+
+    def bound(self, work: Work, *, gradient: bool) -> Bound | None:
+        return None
 
     def _compute(self, work: Work, value: bool, gradient: bool) -> tuple[Any, Gradients]:
         library = work.library
