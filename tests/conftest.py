@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import date
 from typing import Any
 
 import pytest
@@ -11,6 +12,21 @@ import pytest
 collect_ignore = [] if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1" else ["simulated"]
 
 pytest.register_assert_rewrite("layouts", "peers", "programs")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("polyloss")
+    group.addoption(
+        "--kernels",
+        metavar="PART/PARTS",
+        default=f"{date.today().toordinal() % 13 + 1}/13",
+        help="the part of the kernels for CUDA memory that is compiled; by default another one every day",
+    )
+    group.addoption("--every-kernel", dest="kernels", action="store_const", const="1/1", help="all of them")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"kernels for CUDA memory: --kernels {config.getoption('kernels')}"
 
 
 @pytest.fixture(autouse=True)

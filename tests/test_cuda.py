@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import launchable
 import numpy as np
 import ptx
 import pytest
@@ -34,9 +35,6 @@ from polyloss.conformance.report import Report
 
 HERE = Path(__file__).parent
 WIDE = {"float32": "float32", "float64": "float64", "float16": "float32", "bfloat16": "float32"}
-WHOLE = ("int8", "int16", "int32", "uint8", "uint16", "uint32", "uint64")
-SHORT = ("few", "few vectors", "warp", "block256", "scalar block")
-FORMS = (*SHORT, "long256", "long512")
 
 
 @pytest.mark.parametrize("file", sorted(path.name for path in (HERE / "simulated").glob("test_*.py")))
@@ -66,28 +64,6 @@ def _missing() -> str:
 
 toolchain = pytest.mark.skipif(bool(_missing()), reason=f"NOT RUN: the toolchain is not installed ({_missing()})")
 
-KEYS: list[tuple[Any, ...]] = [
-    # Every kernel and form in every dtype; then in one form each what else a kernel is made for.
-    *(("rows", x, "int64", form, True, True) for x in WIDE for form in (*FORMS, "block64", "block128")),
-    *(("rows", x, "int64", form, False, True) for x in WIDE for form in SHORT),
-    *(("rows", x, "int64", form, True, False) for x in WIDE for form in FORMS),
-    *(("rows", x, "int32", "block256", True, True) for x in WIDE),
-    *(("split", x, "", "block512") for x in WIDE),
-    *(("split", x, labels, "") for x in WIDE for labels in ("int32", "int64")),
-    *(("soft", x, t, True, form, True) for x in WIDE for t in (x, "int64") for form in (*SHORT, "long256")),
-    *(("soft", x, t, True, "block256", True) for x in WIDE for t in ("int32", *WIDE) if t != x),
-    *(("soft", x, x, general, "warp", not general) for x in WIDE for general in (True, False)),
-    *(("soft", x, t, False, form, True) for x in WIDE for t in (x, "int64") for form in ("block256", "long256")),
-    *(("elements", x, x, form, True, True) for x in WIDE for form in ("plain", "scalars")),
-    *(("elements", x, t, "vectors", True, True) for x in WIDE for t in (*WIDE, "bool", "int64")),
-    *(("elements", "float32", t, "vectors", True, True) for t in WHOLE),
-    *(("elements", x, x, "plain", v, not v) for x in WIDE for v in (True, False)),
-    *(("sums", wide) for wide in ("float32", "float64")),
-    *(("transforms", f, x, "") for x in WIDE for f in ("sigmoid", "log_sigmoid", "softplus")),
-    *(("transforms", "softmax", x, form) for x in WIDE for form in FORMS),
-    *(("transforms", f, x, form) for x in WIDE for f in ("log_softmax", "logsumexp") for form in ("warp", "long512")),
-]
-
 
 @contextlib.contextmanager
 def _pretended(capability: tuple[int, int]) -> Iterator[None]:
@@ -113,9 +89,14 @@ def _operations(text: str) -> list[str]:
     return re.findall(r"^\s*(?:@!?%p\d+\s+)?([a-z][\w.:]*)\s", text, re.MULTILINE)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "key" in metafunc.fixturenames:
+        keys = launchable.part(metafunc.config.getoption("kernels"))
+        metafunc.parametrize("key", keys, ids=lambda key: "-".join(map(str, key)))
+
+
 @toolchain
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0)], ids=["sm_80", "sm_90"])
-@pytest.mark.parametrize("key", KEYS, ids=lambda key: "-".join(map(str, key)))
 def test_every_kernel_compiles_and_spills_no_register(
     key: tuple[Any, ...], capability: tuple[int, int], record_property: Any
 ) -> None:
@@ -130,6 +111,7 @@ def test_every_kernel_compiles_and_spills_no_register(
     kinds = re.findall(r"\.param \.([a-z]\d+)", entry[2])
     letters = importlib.import_module(f"polyloss.backends.cuda.{key[0]}").PARAMETERS
     assert kinds == [{"q": "u64", "d": "f64"}[letter] for letter in letters]
+    assert not any(name.startswith(("atom", "red.")) for name in _operations(_text(key, capability)))
     registers = int(re.search(r"Used (\d+) registers", said)[1])  # type: ignore[index]
     record_property("registers", registers)
     assert re.search(r"\b0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads", said), said
@@ -183,7 +165,6 @@ def test_a_team_meets_by_shuffles_and_a_block_at_barriers() -> None:
         found = _operations(_text(("rows", "float32", "int64", form, True, True), (9, 0)))
         assert "shfl.sync.bfly.b32" in found
         assert sum(name.startswith("bar.sync") for name in found) == (1 if form == "warp" else 3)
-    assert not any(name.startswith(("atom", "red.")) for key in KEYS[:8] for name in _operations(_text(key, (9, 0))))
 
 
 # The stand-ins of the simulator against what the hardware is told to do.
