@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from polyloss.conformance import special_laws, torch_laws  # noqa: F401 torch's put themselves into the table
+from polyloss.conformance import replay_laws, special_laws, torch_laws  # noqa: F401 they put themselves into the table
 from polyloss.conformance.budget import FLUSHING, Exact
 from polyloss.conformance.compare import Differs, compare, same
 from polyloss.conformance.engine import Check, Judgement, Task, command_of

@@ -1,13 +1,12 @@
 """What holds of every loss in every array library, whatever the numbers.
 
 A law is a function of a `Subject` and a `Draw`; it raises AssertionError where it does not hold. `LAWS` is the table
-of them. Laws of single losses are in `special_laws`.
+of them. Laws of single losses are in `special_laws`, those of a later call in `replay_laws`.
 """
 
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -327,45 +326,6 @@ def permutation(subject: Subject, draw: Draw) -> None:
     order = np.array([2, 0, 3, 1])
     items = subject.items(subject.row.take(arguments, order))
     subject.close(items, subject.items(arguments)[order], "the items in another order", factor=10)
-
-
-@law("again", once=True)
-def again(subject: Subject, draw: Draw) -> None:
-    """A later call of the same shapes sees its own numbers and options; the same call gives the same bits.
-
-    Arrays are given by position: such calls are the ones that are replayed.
-    """
-    n = max(draw.n, 2)
-    row, rng = subject.row, draw.rng
-    formula = subject.on(Route("numpy", "generic"))
-    plain: list[dict[str, Any]] = [{}, {"reduction": "sum"}, {"denominator": 3.0}, {"denominator": 7.0}]
-    for name, parameter in inspect.signature(row.loss).parameters.items():
-        if isinstance(parameter.default, float):
-            plain += [{name: 0.25}, {name: 0.125}]
-    for seed, count in ((draw.seed, n), (draw.seed + 1, n), (draw.seed + 2, n + 1)):
-        arguments = subject.draw(Draw(seed, count, draw.magnitude))
-        weighted = {"weights": rng.random(count) + 0.1, "where": rng.permutation(count) != 0}
-        for options in (*plain, weighted, weighted | {"reduction": "sum"}):
-            value, gradients = _by_position(subject, arguments, options)
-            expected, slopes = formula.value_and_gradients(arguments, **options)
-            what = f"of a later call, n={count}, with {', '.join(options) or 'no options'}"
-            subject.close(value, expected, f"the value {what}", factor=10)
-            for key, gradient in gradients.items():
-                subject.close(gradient, slopes[key], f"the gradient in {key} {what}", factor=10)
-        value_again, gradients_again = _by_position(subject, arguments, options)
-        same(value_again, value, "the value of the same call")
-        for key, gradient in gradients.items():
-            same(gradients_again[key], gradient, f"the gradient in {key} of the same call")
-
-
-def _by_position(subject: Subject, arguments: dict[str, Any], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Value and gradients, arrays given by position where the loss takes them so."""
-    given = subject.given(arguments, options)
-    parameters = inspect.signature(subject.row.loss).parameters
-    arrays = [given.pop(name) for name in arguments if parameters[name].kind is not inspect.Parameter.KEYWORD_ONLY]
-    wrt = subject.row.floating(arguments)
-    value, gradients = polyloss.value_and_grad(subject.row.loss, wrt)(*arrays, **given)
-    return value, dict(zip(wrt, gradients))
 
 
 @law("layout", only("numpy", "torch"))

@@ -1,0 +1,139 @@
+"""Laws of a call that is like an earlier one, which is replayed: it must see its own numbers and options."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import polyloss
+from polyloss.conformance.compare import same
+from polyloss.conformance.laws import law, only
+from polyloss.conformance.routes import Route
+from polyloss.conformance.subject import Draw, Subject
+
+__all__: list[str] = []
+
+
+@law("again", once=True)
+def again(subject: Subject, draw: Draw) -> None:
+    """A later call of the same shapes sees its own numbers and options; the same call gives the same bits.
+
+    Arrays are given by position: such calls are the ones that are replayed.
+    """
+    n = max(draw.n, 2)
+    row, rng = subject.row, draw.rng
+    formula = subject.on(Route("numpy", "generic"))
+    plain: list[dict[str, Any]] = [{}, {"reduction": "sum"}, {"denominator": 3.0}, {"denominator": 7.0}]
+    for name in _numbers(row.loss):
+        plain += [{name: 0.25}, {name: 0.125}]
+    for seed, count in ((draw.seed, n), (draw.seed + 1, n), (draw.seed + 2, n + 1)):
+        arguments = subject.draw(Draw(seed, count, draw.magnitude))
+        weighted = {"weights": rng.random(count) + 0.1, "where": rng.permutation(count) != 0}
+        for options in (*plain, weighted, weighted | {"reduction": "sum"}):
+            value, gradients = _value_and_gradients(subject, arguments, options)
+            expected, slopes = formula.value_and_gradients(arguments, **options)
+            what = f"of a later call, n={count}, with {', '.join(options) or 'no options'}"
+            subject.close(value, expected, f"the value {what}", factor=10)
+            for key, gradient in gradients.items():
+                subject.close(gradient, slopes[key], f"the gradient in {key} {what}", factor=10)
+        value_again, gradients_again = _value_and_gradients(subject, arguments, options)
+        same(value_again, value, "the value of the same call")
+        for key, gradient in gradients.items():
+            same(gradients_again[key], gradient, f"the gradient in {key} of the same call")
+
+
+@dataclass(slots=True)
+class Call:
+    """One of several in a row."""
+
+    kind: str
+    subject: Subject  # of which its results are as accurate
+    arguments: dict[str, Any]
+    arrays: list[Any]
+    rest: dict[str, Any]
+
+
+@law("again and again", only("numpy", "torch", path="kernel"), once=True)
+def again_and_again(subject: Subject, draw: Draw) -> None:
+    """So does each of several calls in a row: of the loss, of its gradient in the predictions, of torch's autograd.
+
+    The third of the same kind takes a shortcut, which is none where one array has another dtype, layout or shape.
+    """
+    row, first = subject.row, subject.row.floating(subject.draw(draw))[0]
+    formula = Route("numpy", "generic")
+    ways = {"": polyloss.value_and_grad(row.loss, first), " alone": row.loss}
+    if subject.route.library == "torch":
+        ways[" by autograd"] = functools.partial(_by_autograd, row.loss)
+    for options in ({}, {"reduction": "sum"} | dict.fromkeys(_numbers(row.loss), 0.25)):
+        calls = list(_calls(subject, draw, options))
+        expected = [c.subject.on(formula).value_and_gradients(c.arguments, **options) for c in calls]
+        for way, compute in ways.items():
+            for call, (exact, slopes) in zip(calls, expected):
+                what = f"of a call{way}, {call.kind}, with {', '.join(options) or 'no options'}"
+                result = compute(*call.arrays, **call.rest)
+                value, gradient = (result, None) if compute is row.loss else result
+                call.subject.close(value, exact, f"the value {what}", factor=10)
+                if gradient is not None:
+                    call.subject.close(gradient, slopes[first], f"the gradient in {first} {what}", factor=10)
+
+
+def _calls(subject: Subject, draw: Draw, options: dict[str, Any]) -> Iterator[Call]:
+    """Calls like each other, and after them one at a time that is unlike in one thing."""
+    n, narrow = max(draw.n, 2), Subject(subject.row, subject.route, "float32")
+    other = Subject(subject.row, subject.route, "float32" if subject.dtype == "float64" else "float64")
+    like = [narrow.draw(Draw(draw.seed + i, n, draw.magnitude)) for i in range(3)]
+    longer = narrow.draw(Draw(draw.seed + 3, 2 * n, draw.magnitude))
+
+    def call(kind: str, arguments: dict[str, Any], closer: Subject = subject, of: Subject = subject) -> Call:
+        return Call(kind, closer, arguments, *_by_position(of, arguments, options))
+
+    yield from (call("like the others", arguments) for arguments in (*like, like[0]))
+    yield call("longer", longer)
+    if len(like[1]) == 2:  # predictions and targets, which a shortcut is for
+        yield call("like the others", like[1])
+        yield call("wider", {name: np.pad(x, [(0, 0), (0, 1)]) if x.ndim == 2 else x for name, x in like[1].items()})
+    for i in range(2):
+        yield call("like the others", like[0])
+        strided = call(f"array {i} strided", like[1])
+        strided.arrays[i] = call("twice", {name: np.repeat(x, 2, axis=0) for name, x in like[1].items()}).arrays[i][::2]
+        yield strided
+        yield call("like the others", like[2])
+        cast = call(f"array {i} of another dtype", like[1], narrow)
+        cast.arrays[i] = call("cast", like[1], of=other).arrays[i]
+        yield cast
+
+
+def _by_autograd(loss: Any, x: Any, *arrays: Any, **rest: Any) -> tuple[Any, Any]:
+    leaf = x.detach().requires_grad_()
+    value = loss(leaf, *arrays, **rest)
+    (3 * value).backward()
+    return value, leaf.grad / 3
+
+
+def _numbers(loss: Any) -> list[str]:
+    """The parameters that are numbers, such as a margin."""
+    return [name for name, p in inspect.signature(loss).parameters.items() if isinstance(p.default, float)]
+
+
+def _by_position(
+    subject: Subject, arguments: dict[str, Any], options: dict[str, Any]
+) -> tuple[list[Any], dict[str, Any]]:
+    """The arrays that the loss takes by position, and the other arguments by name."""
+    given = subject.given(arguments, options)
+    parameters = inspect.signature(subject.row.loss).parameters
+    arrays = [given.pop(name) for name in arguments if parameters[name].kind is not inspect.Parameter.KEYWORD_ONLY]
+    return arrays, given
+
+
+def _value_and_gradients(
+    subject: Subject, arguments: dict[str, Any], options: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    arrays, given = _by_position(subject, arguments, options)
+    wrt = subject.row.floating(arguments)
+    value, gradients = polyloss.value_and_grad(subject.row.loss, wrt)(*arrays, **given)
+    return value, dict(zip(wrt, gradients))
