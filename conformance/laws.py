@@ -118,15 +118,15 @@ def reductions(subject: Subject, draw: Draw) -> None:
     plain = subject.items(arguments).astype(np.float64)
     assert plain.shape == shape, f"items of shape {plain.shape}, not {shape}"
     shapes = [(), (draw.n,), shape, (1,) * len(shape)]
-    for which in (draw.seed % 4, (draw.seed + 1) % 4):
+    for which, denominator in ((draw.seed % 4, 2.5), ((draw.seed + 1) % 4, -2.5)):
         weights = draw.rng.random(shapes[which]) + 0.1
         weights = np.asarray(weights, subject.dtype).astype(np.float64)
         full = np.broadcast_to(weights.reshape(weights.shape + (1,) * (len(shape) - weights.ndim)), shape)
         none, total = (subject.value(arguments, weights=weights, reduction=r) for r in ("none", "sum"))
         subject.close(none, full * plain, "the weighted items")
         subject.close(total, np.sum(full * plain), "the weighted sum")
-        divided = subject.value(arguments, weights=weights, denominator=2.5)
-        subject.close(divided, np.sum(full * plain) / 2.5, "the sum over a denominator")
+        divided = subject.value(arguments, weights=weights, denominator=denominator)
+        subject.close(divided, np.sum(full * plain) / denominator, f"the sum over a denominator of {denominator}")
         if "class_weights" not in arguments:
             mean = subject.value(arguments, weights=weights)
             subject.close(mean, np.sum(full * plain) / np.sum(full), "the weighted mean")
@@ -190,7 +190,7 @@ def differences(subject: Subject, draw: Draw) -> None:
     row = subject.row
     arguments = row.arguments(draw.seed, n)
     options: dict[str, Any] = {"weights": rng.random(n) + 0.1, "where": np.arange(n) != draw.seed % n}
-    options |= ({}, {"reduction": "sum"}, {"reduction": "none"}, {"denominator": 2.5})[draw.seed % 4]
+    options |= ({}, {"reduction": "sum"}, {"reduction": "none"}, {"denominator": -2.5})[draw.seed % 4]
     _, gradients = subject.value_and_gradients(arguments, **options)
     for key, found in gradients.items():
         gradient = to_numpy(found)
@@ -374,16 +374,19 @@ def large_batch(subject: Subject, draw: Draw) -> None:
     row = subject.row
     if row.loss is polyloss.info_nce:
         return  # its items depend on each other
-    n = 70_001
+    n = 70_001 if subject.route.path == "kernel" else 5_001  # a formula has no blocks and no threads
     arguments = subject.draw(draw, n)
-    value, gradients = subject.value_and_gradients(arguments, reduction="none")
-    items = to_numpy(value)
-    for part in (slice(0, 40), slice(n // 2, n // 2 + 40), slice(n - 40, n)):
-        piece = row.take(arguments, part)
-        alone, slopes = subject.value_and_gradients(piece, reduction="none")
-        same(items[part], alone, f"items {part.start} to {part.stop} of a large batch")
-        for key, slope in slopes.items():
-            same(to_numpy(gradients[key])[part], slope, f"the gradient in {key} of items {part.start} to {part.stop}")
+    strided = {key: np.repeat(x, 2, axis=0)[::2] for key, x in arguments.items() if key not in row.shared}
+    masked = {"weights": draw.rng.random(n) + 0.5, "where": draw.rng.random(n) < 0.9}
+    for given, options in ((arguments | strided, masked), (arguments, {})):
+        value, gradients = subject.value_and_gradients(given, reduction="none", **options)
+        for part in (slice(0, 40), slice(n // 2, n // 2 + 40), slice(n - 40, n)):
+            few = {key: x[part] for key, x in options.items()}
+            alone, slopes = subject.value_and_gradients(row.take(arguments, part), reduction="none", **few)
+            what = f"items {part.start} to {part.stop} of a large batch, with {', '.join(options) or 'no options'}"
+            same(to_numpy(value)[part], alone, what)
+            for key, slope in slopes.items():
+                same(to_numpy(gradients[key])[part], slope, f"the gradient in {key} of {what}")
     items = subject.items(arguments)  # a kernel of its own
     halves = [subject.items(row.take(arguments, part)) for part in (slice(0, n // 2), slice(n // 2, n))]
     same(items, np.concatenate(halves), "the items of a large batch")

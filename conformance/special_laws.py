@@ -125,18 +125,27 @@ def masked_queries(subject: Subject, draw: Draw) -> None:
     subject.close(got[:3], without, "the items without a candidate", factor=10)
     full = plain.items({"queries": q, "positives": p})
     subject.close(got[3:], full[3:], "the item whose own positive was masked", factor=10)
+    mask = np.roll(np.triu(np.ones((4, 4), bool)), 1, axis=0)  # for each query another one
     got = plain.items({"queries": q, "positives": p}, candidate_mask=mask, where=np.arange(4) != 0)
-    without = plain.items({"queries": q[1:3], "positives": p[1:3]})
-    subject.close(got[1:3], without, "the items without a candidate and a row", factor=10)
-    mask = np.triu(mask)
+    without = plain.items({"queries": q[1:], "positives": p[1:]}, candidate_mask=mask[1:, 1:])
+    subject.close(got[1:], without, "the items without a candidate and a row", factor=10)
     both = [plain.items({"queries": a, "positives": b}, candidate_mask=m) for a, b, m in ((q, p, mask), (p, q, mask.T))]
     got = plain.items({"queries": q, "positives": p}, candidate_mask=mask, symmetric=True)
     subject.close(got, (both[0] + both[1]) / 2, "the items of both ways", factor=10)
-    own, mask = draw.rng.standard_normal((4, 2, 3)), np.ones((4, 3), bool)
-    mask[:, 1] = False
-    got = plain.items({"queries": q, "positives": p, "negatives": own}, candidate_mask=mask, where=np.arange(4) != 0)
-    without = plain.items({"queries": q, "positives": p, "negatives": own[:, 1:]})
-    subject.close(got[1:], without[1:], "the items without a negative of their own and a row", factor=10)
+    own, kept = draw.rng.standard_normal((4, 3, 3)), np.arange(3) != np.arange(4)[:, None] % 3
+    options = {"where": np.arange(4) != 0, "reduction": "sum"}
+    mask = np.concatenate([np.ones((4, 1), bool), kept], axis=1)
+    got, slopes = plain.value_and_gradients(
+        {"queries": q, "positives": p, "negatives": own}, candidate_mask=mask, **options
+    )
+    few = {"queries": q, "positives": p, "negatives": own[kept].reshape(4, 2, 3)}
+    expected, gradients = plain.value_and_gradients(few, **options)
+    subject.close(got, expected, "the sum without a row, and without a negative of each query's own", factor=10)
+    for key in ("queries", "positives"):
+        subject.close(slopes[key], gradients[key], f"the gradient in {key} without negatives and a row", factor=10)
+    expected = np.zeros_like(own)
+    expected[kept] = to_numpy(gradients["negatives"]).reshape(-1, 3)
+    subject.close(slopes["negatives"], expected, "the gradient in negatives, some of them masked", factor=10)
 
 
 @law("temperature", once=True, functions=("info_nce",))
@@ -149,10 +158,13 @@ def temperature(subject: Subject, draw: Draw) -> None:
     subject.close(got, expected, "the value at a temperature of 1/4", factor=10)
     subject.close(to_numpy(slopes["queries"]) / 4, gradients["queries"], "the gradient in the queries", factor=10)
     subject.close(slopes["positives"], gradients["positives"], "the gradient in the positives", factor=10)
-    array = {"queries": q, "positives": p, "temperature": np.asarray(0.25)}
-    got = plain.value_and_gradients(array)[1]["temperature"]
-    along = -np.sum(q * to_numpy(slopes["queries"])) / 0.25  # of what depends on the quotient alone
-    subject.close(got, along, "the gradient in the temperature", factor=10)
+    own, shared = draw.rng.standard_normal((4, 2, 3)), draw.rng.standard_normal((2, 3))
+    for further in ({}, {"negatives": own}, {"negatives": shared}):
+        array = {"queries": q, "positives": p, "temperature": np.asarray(0.25), **further}
+        slopes = plain.value_and_gradients(array, in_batch=True)[1]
+        along = -np.sum(q * to_numpy(slopes["queries"])) / 0.25  # of what depends on the quotient alone
+        what = f"the gradient in the temperature, negatives of shape {np.shape(further.get('negatives'))}"
+        subject.close(slopes["temperature"], along, what, factor=10)
 
 
 @law("one item alone", once=True)
