@@ -105,8 +105,16 @@ def jacrev(loss: Any, x: Any, rest: Any) -> Found:
 
 @transformation("hessian")
 def hessian(loss: Any, x: Any, rest: Any) -> Found:
-    """Hessian"""
-    yield "hessian", jax.jit(jax.hessian(of_first(loss, rest)))(x)
+    """Hessian; Hessian times a vector, of a curved function of the loss"""
+    value = of_first(loss, rest)
+
+    def curved(x: Any) -> Any:
+        here, slope = jax.value_and_grad(value)(x)
+        _, found = jax.jvp(jax.grad(lambda x: value(x) + (value(x) - here) ** 2 / 2), (x,), (along(x),))
+        return found - slope * jnp.sum(slope * along(x))
+
+    yield "hessian", jax.jit(jax.hessian(value))(x)
+    yield "curvature", jax.jit(curved)(x)
 
 
 @transformation("nested transformations", once=True)
