@@ -159,12 +159,11 @@ def temperature(subject: Subject, draw: Draw) -> None:
     subject.close(to_numpy(slopes["queries"]) / 4, gradients["queries"], "the gradient in the queries", factor=10)
     subject.close(slopes["positives"], gradients["positives"], "the gradient in the positives", factor=10)
     own, shared = draw.rng.standard_normal((4, 2, 3)), draw.rng.standard_normal((2, 3))
-    for further in ({}, {"negatives": own}, {"negatives": shared}):
+    for name, further in (("no", {}), ("own", {"negatives": own}), ("shared", {"negatives": shared})):
         array = {"queries": q, "positives": p, "temperature": np.asarray(0.25), **further}
         slopes = plain.value_and_gradients(array, in_batch=True)[1]
         along = -np.sum(q * to_numpy(slopes["queries"])) / 0.25  # of what depends on the quotient alone
-        what = f"the gradient in the temperature, negatives of shape {np.shape(further.get('negatives'))}"
-        subject.close(slopes["temperature"], along, what, factor=10)
+        subject.close(slopes["temperature"], along, f"the gradient in the temperature, {name} negatives", factor=10)
 
 
 @law("one item alone", once=True)
