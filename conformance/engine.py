@@ -29,6 +29,9 @@ __all__ = ["LEVELS", "Check", "Judgement", "Task", "cells", "check", "checks", "
 Level: TypeAlias = Literal["quick", "standard", "thorough"]
 LEVELS: tuple[Level, ...] = ("quick", "standard", "thorough")
 
+ASIDE = ("jax", "dask")
+"""The libraries that take half of the time: with two jobs they have a process of their own."""
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -151,8 +154,8 @@ def run(task: Task, *, fail_fast: bool = False) -> Cell:
 
 
 def _run_all(tasks: Sequence[Task], jobs: int, fail_fast: bool) -> Generator[Cell, None, None]:
-    """All cells; with two jobs those of routes that compile come from a second process, as they are done."""
-    beside = [i for i, task in enumerate(tasks) if jobs > 1 and task.route.compiles and not task.route.missing]
+    """All cells; with two jobs those of `ASIDE` come from a second process, as they are done."""
+    beside = [i for i, task in enumerate(tasks) if jobs > 1 and task.route.library in ASIDE and not task.route.missing]
     if not beside or len(beside) == len(tasks):
         yield from (run(task, fail_fast=fail_fast) for task in tasks)
         return
@@ -165,16 +168,17 @@ def _run_all(tasks: Sequence[Task], jobs: int, fail_fast: bool) -> Generator[Cel
     waiting = len(beside)
     try:
         for task in tasks:
-            if not (task.route.compiles and not task.route.missing):
+            if task.route.library not in ASIDE or task.route.missing:
                 yield run(task, fail_fast=fail_fast)
             while waiting and ours.poll():
                 waiting -= 1
                 yield ours.recv()
+        describe()  # is kept, and imports every library
         while waiting:
             waiting -= 1
             yield ours.recv()
     except EOFError as error:
-        raise RuntimeError("the process of the libraries that compile has died") from error
+        raise RuntimeError(f"the process of {' and '.join(ASIDE)} has died") from error
     finally:
         process.kill()
         process.join()
@@ -249,7 +253,7 @@ def check(
     fail_fast : bool, default False
         Whether to stop at the first failure.
     jobs : int, default 1
-        With 2, libraries that compile run in a process of their own beside the others.
+        With 2, JAX and Dask run in a process of their own beside the others.
     progress : callable, optional
         Called with the number of cells that were run, the number of all, and the last of them.
 

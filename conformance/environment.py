@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 from dataclasses import asdict
@@ -11,6 +12,7 @@ from typing import Any
 __all__ = ["describe"]
 
 
+@functools.cache
 def describe() -> dict[str, Any]:
     """The environment, as the report has it."""
     from polyloss.dispatch import kernels

@@ -125,12 +125,10 @@ def plain(x: np.ndarray) -> Any:
 def _once(function: str, calls: Iterable[tuple[Any, ...]], extra: dict[str, Any]) -> tuple[Exact, Exact]:
     """The exact values and derivatives of these calls, computed once for equal ones."""
     value, slope = oracle.FORMULAS[function]
-    pairs = {}
     calls = list(calls)
-    for call in calls:
-        if call not in pairs:
-            pairs[call] = value(*call, **extra), slope(*call, **extra)
-    return Exact([pairs[call][0] for call in calls]), Exact([pairs[call][1] for call in calls])
+    place = {call: i for i, call in enumerate(dict.fromkeys(calls))}
+    at = [place[call] for call in calls]
+    return Exact([value(*call, **extra) for call in place])[at], Exact([slope(*call, **extra) for call in place])[at]
 
 
 # Rows of logits.

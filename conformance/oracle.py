@@ -38,13 +38,25 @@ def _exp(x: Number) -> Number:
     return mp.exp(x)
 
 
-def _total(x: Sequence[float]) -> Number:
+@lru_cache(maxsize=4096)
+def _total(x: tuple[float, ...]) -> Number:
     """The sum of the exponentials; equal ones are counted."""
     return mp.fsum(count * _exp(mpf(v)) for v, count in Counter(x).items())
 
 
+@lru_cache(maxsize=4096)
+def _log_total(x: tuple[float, ...]) -> Number:
+    return mp.log(_total(x))
+
+
+@lru_cache(maxsize=4096)
 def _sigma(x: Number) -> Number:
     return 1 / (1 + _exp(-x))
+
+
+@lru_cache(maxsize=4096)
+def _log_sigma(x: Number) -> Number:
+    return mp.log(_sigma(x))
 
 
 # Transforms.
@@ -67,7 +79,7 @@ def softplus(x: float) -> Number:
 
 @_precisely
 def log_sigmoid(x: float) -> Number:
-    return mp.log(_sigma(mpf(x)))
+    return _log_sigma(mpf(x))
 
 
 @_precisely
@@ -77,7 +89,7 @@ def log_sigmoid_slope(x: float) -> Number:
 
 @_precisely
 def softmax(x: Sequence[float]) -> list[Number]:
-    total = _total(x)
+    total = _total(tuple(x))
     found = {v: _exp(mpf(v)) / total for v in set(x)}
     return [found[v] for v in x]
 
@@ -91,12 +103,12 @@ def softmax_slope(x: Sequence[float], i: int) -> list[Number]:
 
 @_precisely
 def logsumexp(x: Sequence[float]) -> Number:
-    return mp.log(_total(x))
+    return _log_total(tuple(x))
 
 
 @_precisely
 def log_softmax(x: Sequence[float]) -> list[Number]:
-    lse = mp.log(_total(x))
+    lse = _log_total(tuple(x))
     return [mpf(v) - lse for v in x]
 
 
@@ -111,9 +123,9 @@ def log_softmax_slope(x: Sequence[float], i: int) -> list[Number]:
 
 @_precisely
 def sigmoid_cross_entropy(x: float, t: float, pos_weight: float = 1.0, label_smoothing: float = 0.0) -> Number:
-    s, p, e = _sigma(mpf(x)), mpf(pos_weight), mpf(label_smoothing)
+    p, e = mpf(pos_weight), mpf(label_smoothing)
     smooth = mpf(t) * (1 - e) + e / 2
-    return -p * smooth * mp.log(s) - (1 - smooth) * mp.log(_sigma(-mpf(x)))  # the other class's probability
+    return -p * smooth * _log_sigma(mpf(x)) - (1 - smooth) * _log_sigma(-mpf(x))  # the other class's probability
 
 
 @_precisely
@@ -139,7 +151,7 @@ def softmax_cross_entropy(
     z_loss: float = 0.0,
 ) -> Number:
     q = _target_row(x, t, class_weights, label_smoothing)
-    lse = mp.log(_total(x))
+    lse = _log_total(tuple(x))
     return mp.fsum(w * (lse - mpf(v)) for w, v in zip(q, x) if w) + mpf(z_loss) * lse**2
 
 
@@ -152,15 +164,15 @@ def softmax_cross_entropy_slope(
     z_loss: float = 0.0,
 ) -> list[Number]:
     q = _target_row(x, t, class_weights, label_smoothing)
-    total = _total(x)
-    mass = mp.fsum(q) + 2 * mpf(z_loss) * mp.log(total)
+    total = _total(tuple(x))
+    mass = mp.fsum(q) + 2 * mpf(z_loss) * _log_total(tuple(x))
     found = {(v, w): mass * _exp(mpf(v)) / total - w for v, w in set(zip(x, q))}
     return [found[pair] for pair in zip(x, q)]
 
 
 @_precisely
 def bpr(lead: float) -> Number:
-    return -mp.log(_sigma(mpf(lead)))
+    return -_log_sigma(mpf(lead))
 
 
 @_precisely
