@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import hashlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ __all__ = ["add_arguments", "run"]
 
 WIDTH = 110  # of the output, where no terminal says how wide it is
 SHOWN = 10  # failures
+JAX_CACHE = "JAX_COMPILATION_CACHE_DIR"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,8 +51,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(level="standard")
 
 
+@contextlib.contextmanager
+def _programs_kept() -> Iterator[None]:
+    """XLA's programs, of which a quick run needs 700, are kept beside the kernels, unless the user's JAX keeps its own.
+
+    JAX knows each by all that it is made of, except the processor. It is told by the environment, and reads that when it
+    is imported.
+    """
+    try:
+        from polyloss.backends.cpu import compiled
+    except ImportError:  # no llvmlite
+        folder = None
+    else:
+        folder = compiled.folder()
+    if folder is None or JAX_CACHE in os.environ:
+        yield
+        return
+    processor = hashlib.sha256(repr(compiled.processor()).encode()).hexdigest()[:8]
+    ours = {
+        JAX_CACHE: str(folder / f"xla-{processor}"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def run(options: argparse.Namespace) -> int:
     """Runs the command: 0 if every cell holds, 1 if one failed, 2 if nothing could be run or an option is wrong."""
+    with _programs_kept():
+        return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     if options.self_test:
         return _self_test(options, console)

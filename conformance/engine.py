@@ -154,23 +154,25 @@ def run(task: Task, *, fail_fast: bool = False) -> Cell:
 
 
 def _run_all(tasks: Sequence[Task], jobs: int, fail_fast: bool) -> Generator[Cell, None, None]:
-    """All cells; with two jobs those of `ASIDE` come from a second process, as they are done."""
-    beside = [i for i, task in enumerate(tasks) if jobs > 1 and task.route.library in ASIDE and not task.route.missing]
+    """All cells; with two jobs a second process runs those of `ASIDE`, then the last of the others, from the end on."""
+    beside = [task for task in tasks if jobs > 1 and task.route.library in ASIDE and not task.route.missing]
     if not beside or len(beside) == len(tasks):
         yield from (run(task, fail_fast=fail_fast) for task in tasks)
         return
+    own = [task for task in tasks if task.route.library not in ASIDE or task.route.missing]
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    names = [(tasks[i].check.name, *_place(tasks[i])) for i in beside]
-    process = context.Process(target=_run_named, args=(theirs, names, fail_fast), daemon=True)
+    left = context.Array("q", [0, len(own)])  # of our own cells those that nobody has taken
+    names = [[(task.check.name, *_place(task)) for task in some] for some in (beside, own)]
+    process = context.Process(target=_run_named, args=(theirs, *names, left, fail_fast), daemon=True)
     process.start()
     theirs.close()
-    waiting = len(beside)
+    waiting = len(tasks)
     try:
-        for task in tasks:
-            if task.route.library not in ASIDE or task.route.missing:
-                yield run(task, fail_fast=fail_fast)
-            while waiting and ours.poll():
+        while (taken := _take(left, first=True)) is not None:
+            waiting -= 1
+            yield run(own[taken], fail_fast=fail_fast)
+            while ours.poll():
                 waiting -= 1
                 yield ours.recv()
         describe()  # is kept, and imports every library
@@ -184,15 +186,33 @@ def _run_all(tasks: Sequence[Task], jobs: int, fail_fast: bool) -> Generator[Cel
         process.join()
 
 
+def _take(left: Any, *, first: bool) -> int | None:
+    """The number of the first or the last cell that nobody has taken, which is then taken."""
+    with left.get_lock():
+        start, stop = left
+        if start == stop:
+            return None
+        left[:] = (start + 1, stop) if first else (start, stop - 1)
+        return int(start if first else stop - 1)
+
+
 def _place(task: Task) -> tuple[str, Route, str, Level, int]:
     return task.function, task.route, task.dtype, task.level, task.seed
 
 
-def _run_named(pipe: Any, names: list[tuple[Any, ...]], fail_fast: bool) -> None:
+def _run_named(
+    pipe: Any, beside: list[tuple[Any, ...]], others: list[tuple[Any, ...]], left: Any, fail_fast: bool
+) -> None:
     """In the second process: a check holds functions, which cannot be sent, so it is sent by its name."""
     known = {one.name: one for one in checks()}
-    for name, *place in names:
+
+    def send(name: str, *place: Any) -> None:
         pipe.send(run(Task(known[name], *place), fail_fast=fail_fast))
+
+    for one in beside:
+        send(*one)
+    while (taken := _take(left, first=False)) is not None:
+        send(*others[taken])
 
 
 @contextlib.contextmanager
@@ -253,7 +273,7 @@ def check(
     fail_fast : bool, default False
         Whether to stop at the first failure.
     jobs : int, default 1
-        With 2, JAX and Dask run in a process of their own beside the others.
+        With 2, JAX and Dask run in a process of their own beside the others, and then share their work.
     progress : callable, optional
         Called with the number of cells that were run, the number of all, and the last of them.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 import polyloss
 from polyloss.__main__ import main
-from polyloss.conformance import LIMITS, check, oracle, reproduce
+from polyloss.conformance import LIMITS, check, command, oracle, reproduce
 from polyloss.conformance.compare import Differs, compare
 from polyloss.conformance.exhaustive import exhaustive, exhausts, outside
 from polyloss.conformance.grid import VARIANTS, grid
@@ -137,6 +138,18 @@ def test_two_processes_find_what_one_finds() -> None:
     assert [len(cells) for cells in found] == [len(found[0])] * 2
     keys = [{(c.check, c.library, c.path, c.device): (c.status, c.share) for c in cells} for cells in found]
     assert keys[0] == keys[1]
+
+
+def test_the_command_keeps_xlas_programs_beside_the_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("POLYLOSS_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv(command.JAX_CACHE, raising=False)
+    before = dict(os.environ)
+    with command._programs_kept():
+        assert Path(os.environ[command.JAX_CACHE]).parent == tmp_path
+    assert dict(os.environ) == before
+    monkeypatch.setenv(command.JAX_CACHE, "elsewhere")
+    with command._programs_kept():
+        assert dict(os.environ) == before | {command.JAX_CACHE: "elsewhere"}
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
