@@ -55,8 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _programs_kept() -> Iterator[None]:
     """XLA's programs, of which a quick run needs 700, are kept beside the kernels, unless the user's JAX keeps its own.
 
-    JAX knows each by all that it is made of, except the processor. It is told by the environment, and reads that when it
-    is imported.
+    JAX knows each by all that it is made of, except the processor. The environment tells it, which it reads when it is
+    imported.
     """
     try:
         from polyloss.backends.cpu import compiled
