@@ -338,6 +338,13 @@ ARGUMENTS = (
         ("numpy", "torch", "jax"),
     ),
     Fault(
+        "shortcut-of-other-options",
+        "replay.py",
+        "or value != options[name]:",
+        ":",
+        ("numpy", "torch"),
+    ),
+    Fault(
         "replayed-call-forgets-weights-and-mask",
         "replay.py",
         "if like.keep is not None or reduction.weights is not None or reduction.mass is not None:",

@@ -38,6 +38,20 @@ NUMPY = (
         "return (x.dtype, x.ndim) if",
         ("numpy",),
     ),
+    Fault(
+        "shortcut-of-another-count-of-classes",
+        "backends/numpy.py",
+        "and (x.dtype, x.shape) == like_x",
+        "and x.dtype == like_x[0]",
+        ("numpy",),
+    ),
+    Fault(
+        "shortcut-of-another-layout",
+        "backends/numpy.py",
+        "and (flags := y.flags).c_contiguous",
+        "and (flags := y.flags).aligned",
+        ("numpy",),
+    ),
 )
 
 TORCH = (
@@ -51,8 +65,15 @@ TORCH = (
     Fault(
         "kernel-rule-of-torch-without-the-cotangent",
         "backends/torch.py",
-        "gradient = kept[0] * cotangent",
-        "gradient = kept[0]",
+        "gradient = gradient * cotangent",
+        "gradient = gradient",
+        ("torch",),
+    ),
+    Fault(
+        "shortcut-of-tensors-that-are-not-looked-at",
+        "backends/torch.py",
+        "return is_like(x, y) and is_grad",
+        "return is_grad",
         ("torch",),
     ),
     Fault(
@@ -239,6 +260,13 @@ HOST_CALLS = (
         "1 - e, e / 2, work.factor",
         "1 - e, e, work.factor",
         HOST,
+    ),
+    Fault(
+        "z-loss-left-out-of-prepared-parameters",
+        "backends/cpu/lse.py",
+        "0, sums, 0, 0, g, 0, 1 - e, e, z, factor)",
+        "0, sums, 0, 0, g, 0, 1 - e, e, 0, factor)",
+        ("numpy", "torch"),
     ),
     Fault(
         "invalid-targets-pass-the-kernel",
