@@ -50,7 +50,9 @@ class Torch(Library):
         is_like, differentiating = _guard(x, y), torch.is_grad_enabled()
 
         def fits(x: Array, y: Array) -> bool:
-            return is_like(x, y) and is_grad_enabled() is differentiating and forward_ad._current_level < 0
+            # Modes of torch's own infrastructure, as of tracing to a graph, it does not tell apart.
+            usual = is_grad_enabled() is differentiating and forward_ad._current_level < 0 and not _modes()
+            return usual and is_like(x, y)
 
         return fits if fits(x, y) else None
 
@@ -209,6 +211,7 @@ def _is_plain(x: Array) -> bool:
         and _level() is None
         and forward_ad._current_level < 0
         and not _modes()
+        and _tracing() is None
     )
 
 
@@ -216,6 +219,8 @@ is_compiling = torch.compiler.is_compiling
 is_grad_enabled = torch.is_grad_enabled
 _level = torch._C._functorch.maybe_current_level
 _modes = torch._C._len_torch_dispatch_stack
+_tracing = torch._C._get_tracing_state
+_is_batch = torch._C._functorch.is_legacy_batchedtensor  # of is_grads_batched, which is no level of torch.func
 
 
 def _guard(*arrays: Array) -> Callable[..., bool]:
@@ -291,13 +296,13 @@ class _KernelRule(torch.autograd.Function):  # type: ignore[misc]
         arrays, residuals = saved[:count], saved[count:]
         if torch.is_grad_enabled():  # create_graph
             gradient = _differentiable(work, formula, cotangent, arrays)
+        elif not _is_plain(cotangent) or _is_batch(cotangent):
+            gradient = _of_formula(work, formula, cotangent, arrays)
         else:
             try:
                 gradient = kernel.vjp(_scaled(work.on(*arrays), cotangent), residuals)[0]
             except Unavailable:  # here, while the kernel of the value was not
-                x = arrays[0].detach().requires_grad_()
-                with torch.enable_grad():
-                    gradient = _differentiable(work, formula, cotangent, (x, *arrays[1:])).detach()
+                gradient = _of_formula(work, formula, cotangent, arrays)
         return None, None, None, gradient, *[None] * (count - 1)
 
 
@@ -347,7 +352,16 @@ def _scaled(work: Work, cotangent: Array) -> Work:
     return work
 
 
-def _differentiable(work: Work, formula: Callable[..., Array], cotangent: Array, arrays: tuple[Any, ...]) -> Array:
+def _of_formula(work: Work, formula: Callable[..., Array], cotangent: Array, arrays: tuple[Any, ...]) -> Array:
+    """The gradient in the predictions, where no kernel can compute it."""
+    x = arrays[0].detach().requires_grad_()
+    with torch.enable_grad():
+        return _differentiable(work, formula, cotangent, (x, *arrays[1:]), create_graph=False)
+
+
+def _differentiable(
+    work: Work, formula: Callable[..., Array], cotangent: Array, arrays: tuple[Any, ...], *, create_graph: bool = True
+) -> Array:
     """The gradient in the predictions, to be differentiated again.
 
     The cotangent may depend on the predictions, as that of the square of a loss does: it is a factor of the gradient,
@@ -364,7 +378,7 @@ def _differentiable(work: Work, formula: Callable[..., Array], cotangent: Array,
         result = torch.where(some, result / torch.where(some, work.divisor, 1), result * 0)
     elif work.divisor is not None:
         result = result / work.divisor if work.divisor else result * 0
-    (gradient,) = torch.autograd.grad(result, arrays[0], cotangent, create_graph=True)
+    (gradient,) = torch.autograd.grad(result, arrays[0], cotangent, create_graph=create_graph)
     return gradient
 
 

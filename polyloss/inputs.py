@@ -323,9 +323,10 @@ def _common_library(arguments: dict[str, Any]) -> tuple[Library, Any]:
         for pair in combinations(found.items(), 2)
         if not (pair[0][0].adopts(pair[1][0]) or pair[1][0].adopts(pair[0][0]))
     )
+    read = second if "numpy" in (one.name, two.name) else f"numpy.asarray({second})"
     raise TypeError(
         f"{first} is an array of {one.name} and {second} one of {two.name}; convert one of them first, for example by "
-        f"{one.converter}({second if two.name == 'numpy' else f'numpy.asarray({second})'})"
+        f"{one.converter}({read})"
     )
 
 
@@ -378,6 +379,8 @@ def _read(name: str, value: Any) -> np.ndarray:
         read = np.asarray(value)
     except ValueError:
         raise ValueError(f"{name} must be a rectangular nested sequence of numbers") from None
+    if isinstance(value, int) and read.dtype.kind == "O":  # beyond 64 bits
+        return np.asarray(float(value))
     if read.dtype.kind not in "biufc":
         raise TypeError(f"{name} must be an array, a number or a nested sequence of numbers, got {read.dtype}")
     return read

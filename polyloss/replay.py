@@ -30,6 +30,8 @@ _OPTIONS = frozenset([int, float, bool, str, type(None)])
 
 def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
     """What two calls must share; None for a call that cannot be replayed."""
+    if len({*map(id, args)}) < len(args):  # which of them an array of the kernel was cannot be told
+        return None
     found: list[Any] = []
     for x in args:
         one = _signature(x)
@@ -99,7 +101,7 @@ class Replay:
         library = like.library
         work = like.on(*[None if i is None else args[i] for i in self.positions])
         try:
-            if self.shortcut is None:
+            if self.shortcut is None or not self.shortcut.is_like(*args):
                 self.shortcut = self._shortcut(work, args, kwargs)
             if self.sources is None:
                 return library.result(library.run(kernel, work, self.items))
@@ -207,6 +209,8 @@ class Replays(dict[tuple[Any, ...], Replay | Whole | None]):
             return None
         if like.divisor != reduction.linear()[1]:  # the kernel of the reduced loss was not available: that of the items
             return None
+        if not all(type(value) in _OPTIONS for value in kwargs.values()):  # an array by name may be one of the others
+            return None
         at = {id(x): i for i, x in enumerate(args)}
         if not all(x is None or id(x) in at for x in like.arrays):
             return None
@@ -220,11 +224,11 @@ class Replays(dict[tuple[Any, ...], Replay | Whole | None]):
                 return None
             sources = tuple(found[id(g)] for g in gradients)
         options = {name: value for name, value in kwargs.items() if name != "denominator"} | {"reduction": "none"}
-        formula = self._formula
+        formula, count = self._formula, len(args)  # not args: this lives as long as the function
 
         def items(*arrays: Any) -> Array:
             given = dict(zip(positions, arrays))
             with dispatch.generic():
-                return formula(*[given[i] for i in range(len(args))], **options).value()
+                return formula(*[given[i] for i in range(count)], **options).value()
 
         return Replay(like.kernel, like.without_arrays(), positions, sources, items)

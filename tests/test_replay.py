@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
+import weakref
 from typing import Any
 
 import numpy as np
@@ -421,3 +423,34 @@ def test_a_shortcut_in_torch_is_differentiable_as_often_as_a_first_call(replayed
         torch.testing.assert_close(found[-1], found[0])
         assert torch.autograd.gradcheck(lambda x: loss(x, y, **options), (x,))  # noqa: B023
         assert torch.autograd.gradgradcheck(lambda x: loss(x, y, **options), (x,))  # noqa: B023
+
+
+def test_an_array_in_two_places_is_not_taken_for_one_in_a_later_call() -> None:
+    p, a, b = np.random.default_rng(1).random((3, 4, 5))
+    loss = polyloss.sigmoid_cross_entropy
+    loss(p, p)
+    loss(a, b, pos_weight=b)
+    for options in ({}, {"pos_weight": p}):
+        with generic():
+            expected = loss(a, b, **options)
+        np.testing.assert_allclose(loss(a, b, **options), expected, rtol=1e-12)
+
+
+def test_a_replay_holds_no_array_of_its_first_call() -> None:
+    x = X.copy()
+    seen = weakref.ref(x)
+    polyloss.softmax_cross_entropy(x, Y)
+    del x
+    gc.collect()
+    assert seen() is None
+
+
+def test_a_shortcut_is_not_taken_while_torch_traces_a_graph() -> None:
+    torch = pytest.importorskip("torch")
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    x, y, other = torch.from_numpy(X), torch.from_numpy(Y), torch.from_numpy(OTHER)
+    for _ in range(3):
+        polyloss.softmax_cross_entropy(x, y)
+    graph = make_fx(lambda x, y: polyloss.softmax_cross_entropy(x, y))(x, y)
+    torch.testing.assert_close(graph(other, y), polyloss.softmax_cross_entropy(other, y))
