@@ -108,8 +108,8 @@ TORCH = (
     Fault(
         "second-derivative-without-the-cotangent's",
         "backends/torch.py",
-        "torch.autograd.grad(result, arrays[0], cotangent, create_graph=True)",
-        "torch.autograd.grad(result, arrays[0], cotangent.detach(), create_graph=True)",
+        "torch.autograd.grad(result, arrays[0], cotangent, create_graph=create_graph)",
+        "torch.autograd.grad(result, arrays[0], cotangent.detach(), create_graph=create_graph)",
         ("torch",),
     ),
     Fault(
