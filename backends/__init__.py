@@ -427,8 +427,11 @@ class Library:
         self, kernel: Kernel, work: Work, formula: Callable[..., Array]
     ) -> Callable[[Array, Array], Array] | None:
         """The `result` of `run` on predictions and targets that are like those of the work; see `Kernel.bound`."""
-        compute, like = kernel.bound(work, gradient=False), work.on()
-        return None if compute is None else lambda x, t: self.result(self.number(compute(x, t)[0], like))
+        compute = kernel.bound(work, gradient=False)
+        if compute is None:
+            return None
+        like = work.on()
+        return lambda x, t: self.result(self.number(compute(x, t)[0], like))
 
     def number(self, value: Any, work: Work) -> Array:
         """A kernel's value in this library: a Python float as a 0-d array in the dtype of the work."""

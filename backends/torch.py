@@ -45,7 +45,7 @@ class Torch(Library):
         return None
 
     def guard(self, x: Array, y: Array) -> Callable[[Array, Array], bool] | None:
-        if not (_GUARDS and x.is_contiguous() and y.is_contiguous()):
+        if not (x.is_contiguous() and y.is_contiguous() and _guards()):
             return None
         is_like, differentiating = _guard(x, y), torch.is_grad_enabled()
 
@@ -85,7 +85,7 @@ class Torch(Library):
         # torch.sum over many elements gives other bits with other numbers of threads; halving does not. A compiler
         # orders its sums itself, so it gets them in two levels instead: its own, over a long row, lose 30 ulp.
         if not torch.compiler.is_compiling():
-            return super().sum(x)
+            return super().sum(x) if _tracing() is None else torch.sum(x, -1)  # torch.jit's sizes are no numbers
         n = x.shape[-1]
         if n <= BLOCK:
             return torch.sum(x, -1)
@@ -237,18 +237,16 @@ def _guard(*arrays: Array) -> Callable[..., bool]:
     return guard
 
 
+@functools.cache
 def _guards() -> bool:
-    """Whether `_guard` is what it is here. It is torch's own affair."""
-    x, y = torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64)
-    others = x.double(), x[:, :2], x.t(), torch.zeros(3, 2).t(), torch._neg_view(x), x.clone().requires_grad_()
+    """Whether `_guard` is what it is here. It is torch's own affair. Asked outside of all transformations alone."""
     try:
+        x, y = torch.zeros(2, 3, device="cpu"), torch.zeros(2, dtype=torch.int64, device="cpu")
+        others = x.double(), x[:, :2], x.t(), x.new_zeros(3, 2).t(), torch._neg_view(x), x.clone().requires_grad_()
         fits = _guard(x, y)
         return fits(x.clone(), y) and not any(fits(other, y) for other in (*others, torch.nn.Parameter(x), None))
     except (AttributeError, TypeError, ValueError, RuntimeError):
         return False
-
-
-_GUARDS = _guards()
 
 
 class _Rule(torch.autograd.Function):  # type: ignore[misc]

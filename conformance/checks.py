@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from polyloss.conformance.budget import FLUSHING, Exact
 from polyloss.conformance.compare import Differs, compare, same
 from polyloss.conformance.engine import Check, Judgement, Task, command_of
 from polyloss.conformance.exact import ROWS, Case, Share, shares
-from polyloss.conformance.exhaustive import exhaustive, exhausts, outside
+from polyloss.conformance.exhaustive import entry, exhaustive, exhausts, outside
 from polyloss.conformance.grid import VARIANTS, Call, case, drawn, grid
 from polyloss.conformance.laws import LAWS, Law
 from polyloss.conformance.limits import LIMITS, Limit, in_a_long_row
@@ -105,7 +106,7 @@ def _inaccurate(task: Task, name: str, one: Case, share: Share, way: str) -> Fai
     return _described(task, name, one, share, way)
 
 
-def _described(task: Task, name: str, one: Case, share: Share, way: str) -> Failure:
+def _described(task: Task, name: str, one: Case, share: Share, way: str, call: str = "") -> Failure:
     size = sum(x.size for x in one.arrays)
     place = f"the {share.of} at {share.at}, by {way}"
     where = f"{task.route}, {task.dtype}, {name}: {place}"
@@ -114,7 +115,9 @@ def _described(task: Task, name: str, one: Case, share: Share, way: str) -> Fail
     if one.cotangent is not None:
         kept["entry"] = int(np.argmax(one.cotangent[0]))
     arguments = [x.tolist() for x in one.arrays]
-    call = f"arguments={arguments}, options={kept}" if size <= 24 else f"case={name!r}, level={task.level!r}"
+    if not call and size <= 24:
+        call = f"arguments={_literal(arguments)}, options={_literal(kept)}"
+    call = call or f"case={name!r}, level={task.level!r}"
     route = task.route
     line = (
         f"from polyloss.conformance import reproduce; reproduce({task.function!r}, {route.library!r}, {route.path!r}, "
@@ -122,6 +125,15 @@ def _described(task: Task, name: str, one: Case, share: Share, way: str) -> Fail
     )
     law = "values and gradients are within the budget around the oracle"
     return Failure(law, where, given, line, repr(share.expected), repr(share.got), share.ulps, share.budget)
+
+
+def _literal(x: Any) -> str:
+    """What Python reads as ``x``, NaN and infinities too."""
+    if isinstance(x, list):
+        return f"[{', '.join(map(_literal, x))}]"
+    if isinstance(x, dict):
+        return f"{{{', '.join(f'{key!r}: {_literal(value)}' for key, value in x.items())}}}"
+    return f"float({str(x)!r})" if isinstance(x, float) and not math.isfinite(x) else repr(x)
 
 
 # Limits.
@@ -296,13 +308,8 @@ def exhausted(task: Task) -> Iterator[Judgement]:
         share, way = worst(task, one)
         failure = None
         if not share.used <= 1:
-            size = tuple(x[share.at[0] : share.at[0] + 1] for x in one.arrays)
-            at = slice(share.at[0], share.at[0] + 1)
-            small = dataclasses.replace(
-                one, arrays=size, items=one.items[at], gradient=one.gradient[at],
-                item_budget=one.item_budget[at], gradient_budget=one.gradient_budget[at],
-            )  # fmt: skip
-            failure = _described(task, name, small, share, way)
+            number = share.at[0] if share.at else 0
+            failure = _described(task, name, entry(one, number), share, way, f"case={name!r}, number={number}")
         yield Judgement(share.used, failure, one.items.high.size)
     for bad in outside(task.function, task.dtype, task.route.library):
         subject = Subject(LOSSES[task.function], task.route, task.dtype)

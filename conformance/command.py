@@ -93,12 +93,12 @@ def run(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    if options.self_test:
-        return _self_test(options, console)
     for file in (options.json, options.html):
         if file is not None and not Path(file).resolve().parent.is_dir():
             print(f"polyloss conformance: no folder for {file}", file=sys.stderr)
             return 2
+    if options.self_test:
+        return _self_test(options, console)
     try:
         with _Screen(console) as screen:
             report = check(
@@ -128,9 +128,13 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _self_test(options: argparse.Namespace, console: Console) -> int:
-    found = self_test(
-        options.fault, progress=lambda outcome: console.print(outcome.status, outcome.fault.name, outcome.words)
-    )
+    try:
+        found = self_test(
+            options.fault, progress=lambda outcome: console.print(outcome.status, outcome.fault.name, outcome.words)
+        )
+    except ValueError as error:
+        print(f"polyloss conformance: {error}", file=sys.stderr)
+        return 2
     if options.json:
         import json
 

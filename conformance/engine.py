@@ -238,7 +238,7 @@ def command_of(task: Task) -> str:
     route = task.route
     return (
         f"polyloss conformance --library {route.library} --path {route.path} --loss {task.function} "
-        f"--dtype {task.dtype} --check '{task.check.name}' --{task.level} --seed {task.seed}"
+        f"--dtype {task.dtype} --device {route.device} --check '{task.check.name}' --{task.level} --seed {task.seed}"
     )
 
 

@@ -102,7 +102,8 @@ def _before_rounding(error: np.ndarray, dtype: str, roundings: int) -> np.ndarra
 def _share(got: np.ndarray, exact: Exact, budget: np.ndarray, error: np.ndarray, of: str) -> Share:
     if got.shape != exact.high.shape:
         return Share(np.inf, of=f"{of} (of shape {got.shape}, not {exact.high.shape})")
-    used = np.where(np.isnan(error), np.inf, error / budget)
+    error = np.where(np.isnan(error), np.inf, error)  # NaN where a number should be, or the reverse
+    used = error / budget
     if used.size == 0:
         return Share(0.0)
     at = np.unravel_index(int(np.argmax(used)), used.shape)

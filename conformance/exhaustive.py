@@ -7,6 +7,7 @@ budget of float32; a test compares it with the oracle. At infinity and NaN it is
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from polyloss.conformance.budget import FLUSHING, HALF, Exact
 from polyloss.conformance.exact import Case
 from polyloss.conformance.routes import rounded
 
-__all__ = ["exhaustive", "exhausts", "outside"]
+__all__ = ["entry", "exhaustive", "exhausts", "outside"]
 
 Numbers = np.ndarray
 
@@ -84,6 +85,19 @@ def exhaustive(function: str, dtype: str, library: str = "") -> Iterator[tuple[s
     for t in (0.0, 1.0):
         target = np.full(x.shape, t, np.float32)
         yield f"all numbers, target {t:.0f}", _case(function, (x, target), dtype, *BINARY[function](wide, t))
+
+
+def entry(one: Case, number: int) -> Case:
+    """The case of one number, or one pair, among all."""
+    at = slice(number, number + 1)
+    return replace(
+        one,
+        arrays=tuple(x[at] for x in one.arrays),
+        items=one.items[at],
+        gradient=one.gradient[at],
+        item_budget=one.item_budget[at],
+        gradient_budget=one.gradient_budget[at],
+    )
 
 
 def outside(function: str, dtype: str, library: str = "") -> list[float]:

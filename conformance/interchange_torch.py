@@ -67,6 +67,19 @@ def upstream(loss: Any, x: Any, rest: Any) -> Found:
     yield "pulled", torch.autograd.grad(items, x, along(items))[0]
 
 
+@transformation("is_grads_batched")
+def batched(loss: Any, x: Any, rest: Any) -> Found:
+    """gradients for a batch of cotangents, of the loss and of weighted items"""
+    x.requires_grad_()
+    factors = torch.tensor([-3.0, 2.0], dtype=x.dtype)
+    many = torch.autograd.grad(loss(x, **rest), x, factors, is_grads_batched=True)[0]
+    for factor, one in zip(factors, many):
+        yield "gradient", one / factor
+    items = loss(x, **rest, reduction="none")
+    both = torch.stack([torch.zeros_like(items), along(items)])
+    yield "pulled", torch.autograd.grad(items, x, both, is_grads_batched=True)[0][1]
+
+
 @transformation("retain_graph")
 def retain_graph(loss: Any, x: Any, rest: Any) -> Found:
     """gradient, after each of two backward passes"""

@@ -48,11 +48,13 @@ def _wide(route: Route, dtype: str, function: str) -> str | None:
     return None if dtype not in ("float32", "float64") or route.path in ("compiled", "jit") else ""
 
 
-def only(*libraries: str, path: str = "", dtypes: tuple[str, ...] = DTYPES) -> Applies:
+def only(*libraries: str, path: str = "", dtypes: tuple[str, ...] = DTYPES, device: str = "") -> Applies:
     """A law of these libraries alone."""
 
     def unless(route: Route, dtype: str, function: str) -> str | None:
-        if route.library not in libraries or (path and route.path != path) or dtype not in dtypes:
+        if route.library not in libraries or route.path != (path or route.path) or dtype not in dtypes:
+            return None
+        if device and route.device != device:
             return None
         return _wide(route, dtype, function)
 
@@ -351,10 +353,17 @@ def layout(subject: Subject, draw: Draw) -> None:
                 continue  # torch has no negative strides
             import torch
 
-            given = {key: torch.from_numpy(x) for key, x in laid.items()}
+            given = {}
+            for key, x in laid.items():
+                placed = subject.route.array(np.ascontiguousarray(x))
+                steps = [step // x.itemsize for step in x.strides]
+                given[key] = torch.empty_strided(x.shape, steps, dtype=placed.dtype, device=placed.device).copy_(placed)
+            before = {key: x.clone() for key, x in given.items()}
             wrt = subject.row.floating(arguments)
             value, found = polyloss.value_and_grad(subject.row.loss, wrt)(**given | subject.row.options)
             gradients = dict(zip(wrt, found))
+            for key, x in given.items():
+                same(x, before[key], f"the input {key} afterwards")
         else:
             for x in laid.values():
                 x.flags.writeable = False

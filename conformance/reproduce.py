@@ -10,6 +10,7 @@ from polyloss.conformance import grid as grids
 from polyloss.conformance.checks import answer
 from polyloss.conformance.engine import Task, checks
 from polyloss.conformance.exact import exact_case, shares
+from polyloss.conformance.exhaustive import entry, exhaustive
 from polyloss.conformance.laws import LAWS
 from polyloss.conformance.losses import LOSSES
 from polyloss.conformance.routes import Route
@@ -28,14 +29,19 @@ def reproduce(
     arguments: list[Any] | None = None,
     options: dict[str, Any] | None = None,
     case: str | None = None,
+    number: int | None = None,
     level: str = "standard",
 ) -> float:
-    """Judges one call, given by its arguments or as a case of the grid, and prints what came out.
+    """Judges one call, given by its arguments, as a case of the grid, or by its number in an exhaustive run.
+
+    Prints what came out.
 
     Returns the largest share of its budget: above 1 it is outside.
     """
     route = Route(library, path, device)
-    if arguments is None:
+    if number is not None:
+        one = entry(dict(exhaustive(function, dtype, library))[str(case)], number)
+    elif arguments is None:
         one = grids.grid(function, dtype, level)[str(case)]
     else:
         arrays = tuple(_array(x, dtype) for x in arguments)

@@ -160,6 +160,8 @@ class Route:
             return f"{self.library} has no {dtype}"
         if self.library == "numpy" and dtype == "bfloat16" and find_spec("ml_dtypes") is None:
             return "NumPy has bfloat16 only with ml_dtypes"
+        if self.library == "cupy" and dtype == "bfloat16" and not _cupy_has_bfloat16():
+            return "CuPy has bfloat16 only with ml_dtypes, and in its newer versions"
         return ""
 
     @functools.cached_property
@@ -279,6 +281,16 @@ def _pulled_jax(way: str, function: Callable[[Any], Any], x: Any, cotangent: Any
 def _half(gradient: Any) -> np.ndarray:
     found = to_numpy(gradient)
     return (found.astype(np.float32) if found.dtype == np.float16 else found) / 2
+
+
+@functools.cache
+def _cupy_has_bfloat16() -> bool:
+    try:
+        import ml_dtypes
+
+        return bool(namespace("cupy").dtype(ml_dtypes.bfloat16) == namespace("cupy").zeros(1, ml_dtypes.bfloat16).dtype)
+    except (ImportError, TypeError, ValueError):
+        return False
 
 
 @functools.cache

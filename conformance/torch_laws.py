@@ -17,7 +17,7 @@ __all__: list[str] = []
 LARGE = 70_001
 
 
-@law("threads", only("torch", path="kernel", dtypes=("float32",)), once=True)
+@law("threads", only("torch", path="kernel", dtypes=("float32",), device="cpu"), once=True)
 def threads(subject: Subject, draw: Draw) -> None:
     """The number of threads changes no bit."""
     import torch
@@ -64,7 +64,7 @@ def curved(subject: Subject, draw: Draw) -> None:
 
     given, first = leaf(subject, subject.draw(draw, 4))
     x = given[first]
-    v = torch.from_numpy(draw.rng.standard_normal(tuple(x.shape)))
+    v = subject.route.array(draw.rng.standard_normal(tuple(x.shape)))
 
     def twice(value: Any) -> tuple[Any, Any]:
         (gradient,) = torch.autograd.grad(value, x, create_graph=True)

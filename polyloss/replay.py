@@ -119,9 +119,10 @@ class Replay:
         return None if compute is None or is_like is None else Shortcut(compute, is_like, kwargs)
 
     def _with_gradient(self, work: Work) -> Callable[[Array, Array], Any] | None:
-        library, bound, like = work.library, self.kernel.bound(work, gradient=True), work.on()
+        bound = self.kernel.bound(work, gradient=True)
         if bound is None:
             return None
+        library, like = work.library, work.on()
 
         def compute(x: Array, t: Array) -> tuple[Array, tuple[Array | None]]:
             value, gradient = bound(x, t)

@@ -15,6 +15,7 @@ import pytest
 import polyloss
 from polyloss.__main__ import main
 from polyloss.conformance import LIMITS, check, command, oracle, reproduce
+from polyloss.conformance.checks import _literal
 from polyloss.conformance.compare import Differs, compare
 from polyloss.conformance.exhaustive import exhaustive, exhausts, outside
 from polyloss.conformance.grid import VARIANTS, grid
@@ -23,7 +24,7 @@ from polyloss.conformance.losses import LOSSES
 from polyloss.conformance.report import Report
 from polyloss.conformance.routes import Route
 from polyloss.conformance.search import smallest
-from polyloss.conformance.subject import Subject
+from polyloss.conformance.subject import Draw, Subject
 
 ONE: dict[str, Any] = {"loss": "sigmoid", "dtype": "float32", "path": "generic", "only": "accuracy", "level": "quick"}
 
@@ -150,6 +151,66 @@ def test_the_command_keeps_xlas_programs_beside_the_kernels(monkeypatch: pytest.
     monkeypatch.setenv(command.JAX_CACHE, "elsewhere")
     with command._programs_kept():
         assert dict(os.environ) == before | {command.JAX_CACHE: "elsewhere"}
+
+
+@pytest.mark.parametrize("lost", [np.nan, np.inf])
+def test_the_line_of_a_failure_at_nan_or_infinity_reproduces_it(lost: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = polyloss.sigmoid
+    monkeypatch.setattr(polyloss, "sigmoid", lambda x: right(np.where(np.isnan(x) | (x != lost), x, -x) if lost == lost
+                                                             else np.where(np.isnan(x), 0, x)))  # fmt: skip
+    report = check("numpy", loss="sigmoid", dtype="float16", path="generic", only="all numbers", level="quick")
+    failure = report.failed[0].failures[0]
+    assert failure.ulps is not None and not np.isnan(failure.ulps)
+    assert "number=" in failure.reproduce
+    names: dict[str, Any] = {}
+    exec(failure.reproduce.replace("; reproduce", "; share = reproduce"), names)
+    assert names["share"] > 1
+
+
+@pytest.mark.filterwarnings("ignore:(invalid|divide|overflow)")
+def test_a_number_of_an_exhaustive_run_is_judged_by_its_truth() -> None:
+    """The textbook's formula divides by 0 there."""
+    name = "all numbers, target 1"
+    x = dict(exhaustive("binary_log_loss", "float16"))[name].arrays[0]
+    for number in (int(np.argmax(x == 0)), int(np.argmax(np.isnan(x)))):
+        assert reproduce("binary_log_loss", "numpy", "generic", "float16", case=name, number=number) <= 1
+
+
+def test_a_line_of_numbers_is_read_by_python_as_they_are() -> None:
+    numbers = {"x": [[float("nan"), float("inf"), -0.0], [-float("inf"), 0.1, 3]], "reduction": "none", "flag": True}
+    assert repr(eval(_literal(numbers))) == repr(numbers)
+
+
+@pytest.mark.parametrize("arguments", [["--fault", "spinach"], ["--json", "no/such/folder/report.json"]])
+def test_a_wrong_option_of_the_self_test_is_an_error_at_once(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["conformance", "--self-test", *arguments]) == 2
+    assert arguments[1].split("/")[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_law_of_layouts_lays_arrays_out_in_every_dtype(
+    library: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(library)
+    seen: list[tuple[str, bool]] = []
+    real = polyloss.value_and_grad
+
+    def watching(loss: Any, wrt: Any) -> Any:
+        def call(**given: Any) -> Any:
+            x = given["positive_scores"]
+            contiguous = x.flags.c_contiguous if library == "numpy" else x.is_contiguous()
+            seen.append((str(x.dtype).removeprefix("torch."), bool(contiguous)))
+            return real(loss, wrt)(**given)
+
+        return call
+
+    monkeypatch.setattr(polyloss, "value_and_grad", watching)
+    LAWS["layout"].run(Subject(LOSSES["bpr, many"], Route(library, "generic", "cpu"), dtype), Draw(0, 4, 1.0))
+    assert {one for one, _ in seen} == {dtype}
+    assert [contiguous for _, contiguous in seen].count(False) >= 2
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])

@@ -19,11 +19,12 @@ PAGE = Path(__file__).parent.parent / "docs" / "transformations.md"
 # What users of a framework do to a function. A name stands for the rows of the table that contain it.
 EXPECTED = {
     "torch": (
-        "backward, upstream gradient, retain_graph, double backward, gradgradcheck, func.jvp, dual_level, func.grad, "
-        "func.vjp, func.vmap, func.vmap of func.grad, func.jacrev, func.jacfwd, func.hessian, nested, "
-        "compile(fullgraph=True), compile of value_and_grad, sizes that change, autocast, bfloat16, autocast, float16, "
-        "export, subclass, without memory, needs no gradient, no_grad, inference_mode, meta, fake, expanded, "
-        "channels-last, nn.Parameter, pickled, DataLoader, DistributedDataParallel, checkpoint, value_and_grad"
+        "backward, upstream gradient, is_grads_batched, retain_graph, double backward, gradgradcheck, func.jvp, "
+        "dual_level, func.grad, func.vjp, func.vmap, func.vmap of func.grad, func.jacrev, func.jacfwd, "
+        "func.hessian, nested, compile(fullgraph=True), compile of value_and_grad, sizes that change, autocast, "
+        "bfloat16, autocast, float16, export, subclass, without memory, needs no gradient, no_grad, "
+        "inference_mode, meta, fake, expanded, channels-last, nn.Parameter, pickled, DataLoader, "
+        "DistributedDataParallel, checkpoint, value_and_grad"
     ),
     "jax": (
         "jit, grad, value_and_grad, upstream gradient, jvp, jacfwd, jacrev, hessian, nested, vmap, weights and labels, "

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import gc
 import inspect
+import subprocess
+import sys
+import textwrap
+import warnings
 import weakref
 from typing import Any
 
@@ -352,7 +356,7 @@ def test_torch_says_what_is_unlike_for_a_shortcut(replayed: list[Any]) -> None:
     from torch.autograd import forward_ad
 
     backend = pytest.importorskip("polyloss.backends.torch")
-    assert backend._GUARDS, (
+    assert backend._guards(), (
         "this version of torch has no such guards, so small losses take longer: see backends/torch.py"
     )
 
@@ -454,3 +458,57 @@ def test_a_shortcut_is_not_taken_while_torch_traces_a_graph() -> None:
         polyloss.softmax_cross_entropy(x, y)
     graph = make_fx(lambda x, y: polyloss.softmax_cross_entropy(x, y))(x, y)
     torch.testing.assert_close(graph(other, y), polyloss.softmax_cross_entropy(other, y))
+
+
+@pytest.mark.parametrize("unusual", ["autocast", "inference mode", "a Parameter"])
+def test_a_shortcut_that_serves_no_more_is_made_anew(unusual: str, replayed: list[Any]) -> None:
+    """What it looks at is more than what a signature tells apart."""
+    torch = pytest.importorskip("torch")
+    loss, x, y = polyloss.softmax_cross_entropy, torch.from_numpy(X).requires_grad_(), torch.from_numpy(Y)
+    library_of(y)
+    if unusual == "autocast":
+        with torch.autocast("cpu"):
+            loss(x, y)
+            loss(x, y)
+    elif unusual == "inference mode":
+        x = x.detach()
+        with torch.inference_mode():
+            loss(x, y)
+            loss(x, y)
+    else:
+        parameter = torch.nn.Parameter(x.detach())
+        loss(parameter, y)
+        loss(parameter, y)
+    replayed.clear()
+    for _ in range(3):
+        loss(x, y)
+    assert shortcuts(replayed) == 2
+
+
+def test_an_argument_of_torchs_tracer_is_not_made_a_constant() -> None:
+    torch = pytest.importorskip("torch")
+    x, y = torch.from_numpy(X), torch.from_numpy(Y)
+    for _ in range(3):
+        polyloss.softmax_cross_entropy(x, y)
+    other = torch.from_numpy(OTHER)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what its trace does not generalise over
+        traced = torch.jit.trace(polyloss.softmax_cross_entropy, (x, y))
+    torch.testing.assert_close(traced(other, y), polyloss.softmax_cross_entropy(other, y))
+
+
+@pytest.mark.parametrize(
+    "transform", ["torch.func.jvp(loss, (x,), (x,))", "torch.func.vmap(loss)(torch.stack([x, x]))"]
+)
+def test_the_first_call_of_all_may_be_one_under_a_transformation(transform: str) -> None:
+    pytest.importorskip("torch")
+    program = f"""
+        import torch, polyloss
+        x, y = torch.zeros(8, 10), torch.zeros(8, dtype=torch.int64)
+        loss = lambda x: polyloss.softmax_cross_entropy(x, y)
+        {transform}
+        from polyloss.backends.torch import _guards
+        assert _guards()
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -187,3 +187,17 @@ def test_a_tensor_of_a_subclass_beside_plain_ones_is_left_to_the_formula(name: s
     assert not ran
     for one, two in zip(got, expected):
         torch.testing.assert_close(one.as_subclass(torch.Tensor), two)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("rows", [6, 4000])
+def test_a_batch_of_cotangents_is_a_loop_over_them(rows: int, reduction: str) -> None:
+    torch = pytest.importorskip("torch")
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, 10, generator=generator, requires_grad=True)
+    y = torch.randint(0, 10, (rows,), generator=generator)
+    value = polyloss.softmax_cross_entropy(x, y, reduction=reduction)
+    cotangents = torch.randn(3, *value.shape, generator=generator)
+    (together,) = torch.autograd.grad(value, x, cotangents, is_grads_batched=True, retain_graph=True)
+    alone = [torch.autograd.grad(value, x, one, retain_graph=True)[0] for one in cotangents]
+    torch.testing.assert_close(together, torch.stack(alone), rtol=1e-5, atol=1e-8)

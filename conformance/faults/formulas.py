@@ -338,6 +338,13 @@ ARGUMENTS = (
         ("numpy", "torch", "jax"),
     ),
     Fault(
+        "two-arrays-taken-for-one-that-stood-in-both-places",
+        "replay.py",
+        "if len({*map(id, args)}) < len(args):",
+        "if False:",
+        ("numpy", "torch"),
+    ),
+    Fault(
         "shortcut-of-other-options",
         "replay.py",
         "or value != options[name]:",
