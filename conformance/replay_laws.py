@@ -92,11 +92,12 @@ def _calls(subject: Subject, draw: Draw, options: dict[str, Any]) -> Iterator[Ca
     def call(kind: str, arguments: dict[str, Any], closer: Subject = subject, of: Subject = subject) -> Call:
         return Call(kind, closer, arguments, *_by_position(of, arguments, options))
 
-    twin = call("of one array twice", like[0])
-    if len(like[0]) == 2 and twin.arrays[0].shape == twin.arrays[1].shape:
-        target = list(like[0])[1]
-        twin.arrays[0], twin.arguments = twin.arrays[1], dict.fromkeys(like[0], like[0][target])
-        yield twin  # where it is the first, later calls must not take both their arrays for one
+    if len(like[0]) == 2 and all(x.dtype.kind == "f" for x in like[0].values()):
+        one, two = like[0].values()
+        if one.shape == two.shape:
+            twin = call("of one array twice", dict.fromkeys(like[0], two))
+            twin.arrays[0] = twin.arrays[1]
+            yield twin  # where it is the first of its kind, later calls must not take both their arrays for one
     yield from (call("like the others", arguments) for arguments in (*like, like[0]))
     yield call("longer", longer)
     if len(like[1]) == 2:  # predictions and targets, which a shortcut is for
