@@ -450,7 +450,7 @@ print("several devices" in report())
     "loss", [polyloss.softmax_cross_entropy, polyloss.value_and_grad(polyloss.softmax_cross_entropy)]
 )
 def test_a_tiny_eager_call_is_compiled_as_a_whole_and_takes_a_few_microseconds(loss: Any) -> None:
-    """Of the processor's time 14 to 17 us where it was measured, and less than 30; slower machines get twice as long."""
+    """14 to 17 us where it was measured, which must be less than 30; slower machines get twice as long."""
     x, y = jax.numpy.zeros((8, 10)), jax.numpy.zeros(8, int)
     found = []
     for _ in range(20):
