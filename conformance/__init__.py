@@ -2,7 +2,7 @@
 
 `oracle` knows the textbook's formulas, `budget` how far from them a result may be, `exact` puts both together for a
 call. `grid`, `limits` and `exhaustive` hold the hard inputs, `losses` the table from which every law makes its own,
-`routes` the ways to a value and a gradient. `engine` runs the checks in cells and makes the `Report`: from Python
+`routes` the ways to a value and a gradient, `accuracy`, `agreement` and `laws` what is asked. `engine` runs the checks in cells and makes the `Report`: from Python
 (`check`), from the command ``polyloss conformance``, and cell by cell in ``pytest conformance``. It uses the public API
 alone, and imports no framework by itself.
 
@@ -15,8 +15,8 @@ point group ``polyloss.backends``, whose name is the module of the library's arr
 - Values and the gradients of `polyloss.value_and_grad` are within the budget around the oracle, in float32, float64 and
   the 16-bit dtypes that it has, on the hard cases too. A budget belongs to a loss and a dtype; none is the library's.
 - The laws hold: of masks, weights and reductions, of limits and of what is invalid, and the same bits on every run.
-- It agrees with the other libraries that are installed; with kernels, where `Library.stored` gives them its memory, and
-  without.
+- It agrees with each of NumPy, torch, Dask and JAX where they are installed; with kernels, where `Library.stored` gives
+  them its memory, and without.
 
 ``tests/third_party`` in the repository is an example, small and complete.
 """

@@ -2,139 +2,32 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import math
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from polyloss.conformance import replay_laws, special_laws, torch_laws  # noqa: F401 they put themselves into the table
-from polyloss.conformance.budget import FLUSHING, Exact
-from polyloss.conformance.compare import Differs, compare, same
+from polyloss.conformance.accuracy import SMALL, accuracy, described, worst
+from polyloss.conformance.agreement import agreement
+from polyloss.conformance.budget import HALF
+from polyloss.conformance.compare import Differs, compare
 from polyloss.conformance.engine import Check, Judgement, Task, command_of
-from polyloss.conformance.exact import ROWS, Case, Share, shares
+from polyloss.conformance.exact import ROWS
 from polyloss.conformance.exhaustive import entry, exhaustive, exhausts, outside
-from polyloss.conformance.grid import VARIANTS, Call, case, drawn, grid
+from polyloss.conformance.grid import VARIANTS
 from polyloss.conformance.laws import LAWS, Law
 from polyloss.conformance.limits import LIMITS, Limit, in_a_long_row
 from polyloss.conformance.losses import LOSSES
 from polyloss.conformance.plan import ALL_ROWS, LOSS_NAMES, TRANSFORMS, later
 from polyloss.conformance.report import Failure
-from polyloss.conformance.routes import Route
+from polyloss.conformance.routes import rounded
 from polyloss.conformance.search import examples, smallest
 from polyloss.conformance.subject import Draw, Subject
 
 __all__ = ["CHECKS"]
-
-# Accuracy.
-
-
-def answer(task: Task, case: Case, way: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """What the route makes of a case."""
-    route, dtype = task.route, task.dtype
-    if case.function not in TRANSFORMS:
-        return route.items(way, case.loss, case.arrays, case.options, case.wrt, dtype)
-    x = route.array(case.arrays[0], dtype)
-    cotangent = case.cotangent
-    given = None if cotangent is None else route.array(cotangent.astype(case.arrays[0].dtype), dtype)
-    return route.pulled(way, case.loss, x, given)
-
-
-def worst(task: Task, case: Case) -> tuple[Share, str]:
-    """The largest share of its budget that any way has used, and that way."""
-    found = []
-    for way in task.route.ways:
-        found += [(share, way) for share in shares(case, task.route.library, *answer(task, case, way))]
-    return max(found, key=lambda pair: pair[0].used)
-
-
-def accuracy(task: Task) -> Iterator[Judgement]:
-    for name, one in cases_of(task):
-        share, way = worst(task, one)
-        failure = None
-        if not share.used <= 1:
-            failure = _inaccurate(task, name, one, share, way)
-        yield Judgement(share.used, failure, len(np.atleast_1d(one.items.high)))
-    for variant in VARIANTS[task.function] if not _few(task) else ():
-        if variant in ("batch", "axis 0"):
-            continue
-        found = smallest(drawn(task.function, task.dtype, variant), _accurate(task), examples(task), task.seed)
-        failure = None
-        if found is not None:
-            small = case(task.function, task.dtype, found)
-            failure = _described(task, f"{variant}, drawn", small, *worst(task, small))
-        yield Judgement(None, failure, examples(task))
-
-
-FEW = ("soft of 10", "z of 10", "rows of 10", "smooth", "one feature, 10 candidates", "a flat row of 1000")
-
-
-def _accurate(task: Task) -> Callable[[Call], bool]:
-    return lambda call: worst(task, case(task.function, task.dtype, call))[0].used <= 1
-
-
-def cases_of(task: Task) -> Iterator[tuple[str, Case]]:
-    """Of the grid; few where every shape is compiled anew."""
-    found = grid(task.function, task.dtype, task.level)
-    for name, one in found.items():
-        if task.route.compiles and task.level == "quick":
-            compiled = ("hard of 10", "batch", "soft")
-            if name not in (compiled if task.route.path == "compiled" else (*compiled, *FEW)) and len(found) > 2:
-                continue
-        if task.route.path == "compiled" and task.level == "standard" and not (" of 10" in name or " of" not in name):
-            continue
-        if name == "batch" and str(task.route) == "torch generic" and task.level != "thorough":
-            continue  # no threads, no shares: it shows nothing more
-        yield name, one
-
-
-def _few(task: Task) -> bool:
-    return task.route.path == "compiled" or (task.route.compiles and task.level == "quick")
-
-
-def _inaccurate(task: Task, name: str, one: Case, share: Share, way: str) -> Failure:
-    """The failure, with the smallest input that fails likewise."""
-    variant = next((v for v in VARIANTS[task.function] if name.startswith(v)), VARIANTS[task.function][0])
-    if not _few(task):
-        for n, k in ((1, 2), (1, 3), (2, 3)):
-            found = smallest(drawn(task.function, task.dtype, variant, n, k), _accurate(task), 60, task.seed)
-            if found is not None:
-                small = case(task.function, task.dtype, found)
-                return _described(task, name, small, *worst(task, small))
-    return _described(task, name, one, share, way)
-
-
-def _described(task: Task, name: str, one: Case, share: Share, way: str, call: str = "") -> Failure:
-    size = sum(x.size for x in one.arrays)
-    place = f"the {share.of} at {share.at}, by {way}"
-    where = f"{task.route}, {task.dtype}, {name}: {place}"
-    given = ", ".join(str(x.tolist()) for x in one.arrays) if size <= 24 else f"grid case {name!r}"
-    kept = {key: x.tolist() if isinstance(x, np.ndarray) else x for key, x in one.options.items()}
-    if one.cotangent is not None:
-        kept["entry"] = int(np.argmax(one.cotangent[0]))
-    arguments = [x.tolist() for x in one.arrays]
-    if not call and size <= 24:
-        call = f"arguments={_literal(arguments)}, options={_literal(kept)}"
-    call = call or f"case={name!r}, level={task.level!r}"
-    route = task.route
-    line = (
-        f"from polyloss.conformance import reproduce; reproduce({task.function!r}, {route.library!r}, {route.path!r}, "
-        f"{task.dtype!r}, device={route.device!r}, {call})"
-    )
-    law = "values and gradients are within the budget around the oracle"
-    return Failure(law, where, given, line, repr(share.expected), repr(share.got), share.ulps, share.budget)
-
-
-def _literal(x: Any) -> str:
-    """What Python reads as ``x``, NaN and infinities too."""
-    if isinstance(x, list):
-        return f"[{', '.join(map(_literal, x))}]"
-    if isinstance(x, dict):
-        return f"{{{', '.join(f'{key!r}: {_literal(value)}' for key, value in x.items())}}}"
-    return f"float({str(x)!r})" if isinstance(x, float) and not math.isfinite(x) else repr(x)
-
 
 # Limits.
 
@@ -144,16 +37,34 @@ def limits(task: Task) -> Iterator[Judgement]:
     if task.function in (*ROWS, "softmax_cross_entropy"):
         stated |= {f"{name}, in a long row": in_a_long_row(limit) for name, limit in stated.items()}
     for name, limit in stated.items():
-        for way in task.route.ways:
+        if not _holds_in(limit, task.dtype):
+            continue
+        arrays = limit.arrays()
+        given = {"": arrays}
+        if any(np.isnan(x).any() for x in arrays):
+            given[", a NaN of other bits"] = tuple(map(_with_other_nan, arrays))
+        for (bits, arrays), way in itertools.product(given.items(), task.route.ways):
             if way != "func" or limit.plain:
                 failure = None
                 try:
-                    _at_limit(task, limit, way)
+                    _at_limit(task, limit, arrays, way)
                 except Exception as error:
                     arguments = ", ".join(map(str, limit.arguments))
-                    where = f"{task.route}, {task.dtype}, {name}, by {way}"
+                    where = f"{task.route}, {task.dtype}, {name}{bits}, by {way}"
                     failure = _raised(error, "limits are taken", where, arguments, command_of(task))
                 yield Judgement(None, failure)
+
+
+def _with_other_nan(x: np.ndarray) -> np.ndarray:
+    """The same with the NaN of CUDA, all of whose bits are set, as many as each dtype has."""
+    return np.where(np.isnan(x), np.uint64(2**63 - 1).view(np.float64), x) if x.dtype.kind == "f" else x
+
+
+def _holds_in(limit: Limit, dtype: str) -> bool:
+    """Whether 16 bits hold its numbers, to the last digit."""
+    arrays = [np.asarray(x) for x in (*limit.arguments, limit.cotangent, *limit.options.values()) if x is not None]
+    exact = (np.array_equal(rounded(x, dtype), x, equal_nan=True) for x in arrays if x.dtype.kind == "f")
+    return dtype not in HALF or all(exact)
 
 
 def _raised(error: Exception, law: str, where: str, given: str, line: str) -> Failure:
@@ -165,11 +76,11 @@ def _raised(error: Exception, law: str, where: str, given: str, line: str) -> Fa
     return Failure(law, where, given, line, "", got)
 
 
-def _at_limit(task: Task, limit: Limit, way: str) -> None:
+def _at_limit(task: Task, limit: Limit, arrays: tuple[np.ndarray, ...], way: str) -> None:
     """Raises AssertionError where the limit is not taken."""
     route, dtype = task.route, task.dtype
     store = np.float64 if dtype == "float64" else np.float32
-    arrays = tuple(x.astype(store) if x.dtype.kind == "f" else x for x in limit.arrays())
+    arrays = tuple(x.astype(store) if x.dtype.kind == "f" else x for x in arrays)
     options = {key: np.asarray(x) if isinstance(x, list) else x for key, x in limit.options.items()}
     if limit.name in TRANSFORMS:
         kept = route.arrays(options, dtype)
@@ -179,10 +90,18 @@ def _at_limit(task: Task, limit: Limit, way: str) -> None:
     else:
         items, gradient = route.items(way, limit.function, arrays, options, 0, dtype)
     info = np.finfo(store)
-    for what, got, stated in (("the items", items, limit.items), ("the gradient", gradient, limit.gradient)):
+    narrow = dtype in HALF
+    for what, got, stated, rounds in (
+        ("the items", items, limit.items, narrow and limit.name in TRANSFORMS),
+        ("the gradient", gradient, limit.gradient, narrow),
+    ):
         if got is not None and stated is not None:
             expected = np.asarray(stated, float).astype(store).astype(float)
-            compare(got, expected, what, dtype, 10 * float(info.tiny) + 40 * float(info.eps) * np.abs(expected))
+            allowed = 10 * float(info.tiny) + 40 * float(info.eps) * np.abs(expected)
+            if rounds:
+                expected, bits = rounded(expected, dtype).astype(float), HALF[dtype][0]
+                allowed = allowed + (np.abs(expected) + HALF[dtype][1]) * 2.0**-bits
+            compare(got, expected, what, dtype, allowed)
 
 
 # Laws.
@@ -225,79 +144,19 @@ def _obeyed(law: Law, subject: Subject, name: str, draw: Draw, task: Task) -> Ju
             f"from polyloss.conformance import obey; obey({law.name!r}, {name!r}, {task.route.library!r}, "
             f"{task.route.path!r}, {task.dtype!r}, device={task.route.device!r}, {draw})"
         )
-        return Judgement(None, _raised(error, law.summary, where, str(draw), line))
+        return Judgement(None, _raised(error, law.summary, where, f"{draw}; {_in_words(subject.last)}", line))
     return Judgement()
 
 
-# Agreement.
+def _in_words(call: dict[str, Any]) -> str:
+    """The arrays and options of a call; of a large array its shape."""
 
-ORDER = ("numpy", "torch", "jax", "dask", "array_api_strict", "cupy")
-PRIMITIVES = {
-    "sigmoid_cross_entropy": "softplus cross-entropy",
-    "bpr": "softplus cross-entropy",
-    "softmax_cross_entropy": "log-sum-exp cross-entropy",
-}
+    def said(x: Any) -> str:
+        if not isinstance(x, np.ndarray):
+            return repr(x)
+        return f"an array of shape {x.shape}" if x.size > SMALL else str(x.tolist())
 
-
-def agreement(task: Task) -> Iterator[Judgement]:
-    before = ORDER[: ORDER.index(task.route.library)] if task.route.library in ORDER else ORDER[:1]
-    path = "kernel" if task.route.path == "kernel" else "generic"
-    for library in before[:1] if task.level == "quick" or task.route.compiles else before:
-        other = Route(library, "generic" if library == "array_api_strict" else path)
-        if other.missing or other.unless(task.dtype):
-            continue
-        theirs = dataclasses.replace(task, route=other)
-        equal = _shared_kernel(task.function, task.route, other)
-        for name, one in cases_of(task):
-            got = answer(task, one, task.route.ways[0])
-            with other.inside(task.dtype):
-                expected = answer(theirs, one, other.ways[0])
-            yield _agreed(task, other, name, one, got, expected, equal)
-
-
-def _agreed(task: Task, other: Route, name: str, one: Case, got: Any, expected: Any, equal: bool) -> Judgement:
-    where = f"{task.route} and {other}, {task.dtype}, {name}"
-    route, line = task.route, command_of(task)
-    if equal:
-        try:
-            for of, mine, theirs in zip(("the values", "the gradient"), got, expected):
-                same(mine, theirs, of)
-        except AssertionError as error:
-            law = "libraries that share a kernel give the same bits"
-            return Judgement(None, _raised(error, law, where, f"grid case {name!r}", line))
-        return Judgement(0.0)
-    value, gradient = expected
-    between = dataclasses.replace(one, items=Exact.of(value.astype(np.float64)))
-    pulled = None if gradient is None else got[1]
-    if gradient is not None:
-        between = dataclasses.replace(between, gradient=Exact.of(gradient.astype(np.float64)))
-    flushing = next((name for name in (route.library, other.library) if name in FLUSHING), route.library)
-    found = max(shares(between, flushing, got[0], pulled, roundings=2), key=lambda share: share.used)
-    failure = None
-    if not found.used <= 2:
-        law = "every pair of libraries is within twice the budget"
-        place = f"{where}: the {found.of} at {found.at}"
-        both = repr(found.expected), repr(found.got)
-        failure = Failure(law, place, f"grid case {name!r}", line, *both, found.ulps, 2 * found.budget)
-    return Judgement(found.used / 2, failure)
-
-
-def _shared_kernel(function: str, one: Route, other: Route) -> bool:
-    """Whether both run the same machine code."""
-    primitive = PRIMITIVES.get(function)
-    if primitive is None or (one.path, other.path) != ("kernel", "kernel"):
-        return False
-    taken = _kernels_taken()
-    mine = taken.get((one.library, one.device), {}).get(primitive, "")
-    theirs = taken.get((other.library, other.device), {}).get(primitive, "")
-    return "backends.cpu" in mine and mine == theirs
-
-
-@functools.cache
-def _kernels_taken() -> dict[tuple[str, str], dict[str, str]]:
-    from polyloss.environment import paths
-
-    return {(path.library, "cuda" if "cuda" in path.device.lower() else "cpu"): path.taken for path in paths()}
+    return ", ".join(f"{name}={said(x)}" for name, x in call.items())
 
 
 # All numbers.
@@ -309,7 +168,7 @@ def exhausted(task: Task) -> Iterator[Judgement]:
         failure = None
         if not share.used <= 1:
             number = share.at[0] if share.at else 0
-            failure = _described(task, name, entry(one, number), share, way, f"case={name!r}, number={number}")
+            failure = described(task, name, entry(one, number), share, way, f"case={name!r}, number={number}")
         yield Judgement(share.used, failure, one.items.high.size)
     for bad in outside(task.function, task.dtype, task.route.library):
         subject = Subject(LOSSES[task.function], task.route, task.dtype)
@@ -360,13 +219,16 @@ def derivatives(task: Task) -> Iterator[Judgement]:
             yield Judgement(None, failure)
 
 
-def _derives(task: Task) -> str | None:
+def _derives(task: Task) -> str:
     """In the dtype of each table's own choice, which is named float64 here."""
-    if task.route.device != "cpu" or task.route.library not in DERIVATIVES or task.dtype != "float64":
-        return None
-    if task.route.path not in ("kernel", "generic") or (task.route.library, task.route.path) == ("jax", "generic"):
-        return None
-    return ""
+    route = task.route
+    if route.library not in DERIVATIVES:
+        return f"there is no table of what {route.library} does to a loss"
+    if route.device != "cpu":
+        return "the tables of what a library does to a loss are of the CPU"
+    if route.path not in ("kernel", "generic") or str(route) == "jax generic":
+        return "the tables compile by themselves"
+    return "" if task.dtype == "float64" else "the tables choose their dtypes, and are asked once"
 
 
 # The table.
@@ -379,22 +241,25 @@ def _check(
 
 
 def _law_check(law: Law) -> Check:
-    def unless(task: Task) -> str | None:
+    def unless(task: Task) -> str:
         return law.unless(task.route, task.dtype, task.function)
 
     return _check(law.name, law.summary, functools.partial(lawful, law), law.functions or LOSS_NAMES, unless)
 
 
-def _limits_apply(task: Task) -> str | None:
-    return None if task.dtype not in ("float32", "float64") or task.route.path == "compiled" else ""
+def _limits_apply(task: Task) -> str:
+    compiled = task.route.path == "compiled"
+    return "torch.compile is asked for its accuracy, gradients and agreement" if compiled else ""
 
 
-def _exhausts(task: Task) -> str | None:
-    return None if exhausts(task.function, task.dtype) or task.route.path == "compiled" else ""
+def _exhausts(task: Task) -> str:
+    return exhausts(task.function, task.dtype) or (
+        "torch.compile is asked for its accuracy, gradients and agreement" if task.route.path == "compiled" else ""
+    )
 
 
-def _agrees(task: Task) -> str | None:
-    return None if task.route.library == "numpy" else ""
+def _agrees(task: Task) -> str:
+    return "it is the first, with which the others are compared" if task.route.library == "numpy" else ""
 
 
 CHECKS: tuple[Check, ...] = (

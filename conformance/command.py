@@ -26,7 +26,6 @@ from polyloss.conformance.selftest import show as show_self_test
 __all__ = ["add_arguments", "run"]
 
 WIDTH = 110  # of the output, where no terminal says how wide it is
-SHOWN = 10  # failures
 JAX_CACHE = "JAX_COMPILATION_CACHE_DIR"
 
 
@@ -198,12 +197,10 @@ def table(cells: Sequence[Cell]) -> Table:
 def show(report: Report, console: Console) -> None:
     """Prints the table, the failures, why cells were not run, and the verdict."""
     console.print(table(report.cells))
-    for cell in report.failed[:SHOWN]:
+    for cell in report.failed:
         console.print(f"\nFAILED {cell.name}", style="red", markup=False, highlight=False)
-        for failure in cell.failures[:1]:
+        for failure in cell.failures:
             print(f"  {failure}")
-    if len(report.failed) > SHOWN:
-        console.print(f"\nand {len(report.failed) - SHOWN} more cells; all are in the JSON and in the HTML")
     for reason, count in report.reasons("not run").items():
         console.print(f"NOT RUN ({count}): {reason}", markup=False, highlight=False)
     counts = ", ".join(f"{count} {name.replace('not run', 'NOT RUN')}" for name, count in report.counts.items())

@@ -19,9 +19,10 @@ __all__ = ["Differs", "compare", "same"]
 class Differs(AssertionError):
     """A number is another than it should be."""
 
-    def __init__(self, what: str, expected: float, got: float, ulps: float, budget: float) -> None:
-        super().__init__(f"{what}: {got!r}, not {expected!r}, {ulps:.4g} ulp apart, {budget:.4g} allowed")
-        self.what, self.expected, self.got, self.ulps, self.budget = what, expected, got, ulps, budget
+    def __init__(self, what: str, at: tuple[int, ...], expected: float, got: float, ulps: float, budget: float) -> None:
+        self.what = f"{what} at {at}" if at else what
+        self.at, self.expected, self.got, self.ulps, self.budget = at, expected, got, ulps, budget
+        super().__init__(f"{self.what}: {got!r}, not {expected!r}, {ulps:.4g} ulp apart, {budget:.4g} allowed")
 
 
 def compare(got: Any, expected: Any, what: str, dtype: str, allowed: Any = 0.0, larger: Any = 0.0) -> None:
@@ -46,9 +47,8 @@ def compare(got: Any, expected: Any, what: str, dtype: str, allowed: Any = 0.0, 
         size = np.maximum(np.abs(expected), larger)
         ulp = unit(np.where(np.isfinite(size), size, 0), dtype)
         ulps, budget = np.broadcast_arrays(error / ulp, np.where(np.isfinite(expected), allowed, 0) / ulp)
-    at = np.unravel_index(int(np.argmax(np.where(wrong, ulps, -1))), wrong.shape)
-    place = f" at {tuple(map(int, at))}" if at else ""
-    raise Differs(f"{what}{place}", float(expected[at]), float(got[at]), float(ulps[at]), float(budget[at]))
+    at = tuple(map(int, np.unravel_index(int(np.argmax(np.where(wrong, ulps, -1))), wrong.shape)))
+    raise Differs(what, at, float(expected[at]), float(got[at]), float(ulps[at]), float(budget[at]))
 
 
 def same(got: Any, expected: Any, what: str) -> None:

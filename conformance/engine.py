@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fnmatch
+import itertools
 import multiprocessing
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -52,6 +53,10 @@ class Task:
     dtype: str
     level: Level
     seed: int = 0
+    reason: str = ""
+    """Why it is not applicable; empty where it is."""
+    answers: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What routes have answered to cases of the grid: all cells of a run share it."""
 
     @property
     def name(self) -> str:
@@ -66,8 +71,8 @@ class Check:
     summary: str
     judge: Callable[[Task], Iterator[Judgement]]
     functions: Sequence[str] = tuple(VARIANTS)
-    unless: Callable[[Task], str | None] = field(default=lambda task: "")
-    """Empty where it is asked, None where it is not, else why it cannot be."""
+    unless: Callable[[Task], str] = field(default=lambda task: "")
+    """Why it is not applicable; empty where it is."""
 
     later: Callable[[Task], str] = field(default=lambda task: "")
     """Why a run of this level leaves it out; empty where it is run."""
@@ -90,7 +95,10 @@ def cells(
     level: Level = "standard",
     seed: int = 0,
 ) -> Iterator[Task]:
-    """The cells that are selected, in the order in which they are run. Raises ValueError for a name that is unknown."""
+    """The cells that are selected, in the order in which they are run. Raises ValueError for a name that is unknown.
+
+    A check that is applicable to none of its functions, for one reason, is one cell of the function ``*``.
+    """
     if level not in LEVELS:
         raise ValueError(f"level must be one of {', '.join(LEVELS)}, got {level!r}")
     everywhere = routes()
@@ -100,15 +108,18 @@ def cells(
     paths = _chosen("path", path, PATHS)
     if device is not None:
         _chosen("device", device, sorted({route.device for route in everywhere}))
+    answers: dict[Any, Any] = {}
     for route in everywhere:
         if route.library not in wanted or route.path not in paths or device not in (None, route.device):
             continue
-        for one in checks():
-            for function in one.functions:
-                for name in dtypes:
-                    task = Task(one, function, route, name, level, seed)
-                    if function in functions and one.unless(task) is not None:
-                        yield task
+        for one, name in itertools.product(checks(), dtypes):
+            tasks = [
+                Task(one, function, route, name, level, seed) for function in one.functions if function in functions
+            ]
+            reasons = [one.unless(task) or route.unless(name) for task in tasks]
+            if len(tasks) > 1 and reasons[0] and len(set(reasons)) == 1:
+                tasks, reasons = [replace(tasks[0], function="*")], reasons[:1]
+            yield from (replace(task, reason=why, answers=answers) for task, why in zip(tasks, reasons))
 
 
 def _chosen(name: str, given: str | Sequence[str] | None, known: Sequence[str]) -> Sequence[str]:
@@ -133,12 +144,10 @@ def run(task: Task, *, fail_fast: bool = False) -> Cell:
         seconds = round(time.perf_counter() - start, 4)
         return Cell(task.check.name, *place, status, reason, share, cases, seconds, tuple(failures))
 
-    if reason := task.check.unless(task):
-        return cell("not applicable", reason)
+    if task.reason:
+        return cell("not applicable", task.reason)
     if reason := task.route.missing:
         return cell("not run", reason)
-    if reason := task.route.unless(task.dtype):
-        return cell("not applicable", reason)
     if reason := task.check.later(task):
         return cell("not run", reason)
     with task.route.inside(task.dtype), _quiet():
@@ -196,8 +205,8 @@ def _take(left: Any, *, first: bool) -> int | None:
         return int(start if first else stop - 1)
 
 
-def _place(task: Task) -> tuple[str, Route, str, Level, int]:
-    return task.function, task.route, task.dtype, task.level, task.seed
+def _place(task: Task) -> tuple[str, Route, str, Level, int, str]:
+    return task.function, task.route, task.dtype, task.level, task.seed, task.reason
 
 
 def _run_named(
@@ -205,14 +214,17 @@ def _run_named(
 ) -> None:
     """In the second process: a check holds functions, which cannot be sent, so it is sent by its name."""
     known = {one.name: one for one in checks()}
+    answers: dict[Any, Any] = {}
 
-    def send(name: str, *place: Any) -> None:
-        pipe.send(run(Task(known[name], *place), fail_fast=fail_fast))
+    def send(cell: tuple[Any, ...]) -> None:
+        name, function, route, dtype, level, seed, reason = cell
+        task = Task(known[name], function, route, dtype, level, seed, reason, answers)
+        pipe.send(run(task, fail_fast=fail_fast))
 
     for one in beside:
-        send(*one)
+        send(one)
     while (taken := _take(left, first=False)) is not None:
-        send(*others[taken])
+        send(others[taken])
 
 
 @contextlib.contextmanager

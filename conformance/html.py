@@ -141,7 +141,7 @@ def _failure(cell: Cell, failure: Failure | None, anchor: str, shown: bool) -> s
 def _particulars(failure: Failure) -> Iterator[tuple[str, str]]:
     yield "case", text(failure.where)
     yield "input", f"<code>{text(failure.input)}</code>"
-    for who, found in (("oracle", failure.expected), ("polyloss", failure.got)):
+    for who, found in (("expected", failure.expected), ("got", failure.got)):
         if found:
             yield who, f"<code>{text(found)}</code>"
     error = "" if failure.ulps is None else f"<strong>{failure.ulps:.4g} ulp</strong>"

@@ -214,8 +214,10 @@ LIMITS: dict[str, Limit] = {
     "infinite scores": Limit(polyloss.bpr, ([INF, -INF, NAN], [0.0, 0.0, 0.0]), {}, [0, INF, NAN], [0, -1, NAN]),
     "log loss of a certain class": Limit(polyloss.log_loss, ([[1.0, 0.0]] * 2, [0, 1]), {}, [0, INF], None),
     "sigmoid": Limit(polyloss.sigmoid, ([0.0, INF, -INF, NAN],), {}, [0.5, 1, 0, NAN], [0.25, 0, 0, NAN]),
-    "softplus": Limit(polyloss.softplus, ([0.0, INF, -INF],), {}, [math.log(2), INF, 0], [0.5, 1, 0]),
-    "log sigmoid": Limit(polyloss.log_sigmoid, ([0.0, INF, -INF],), {}, [-math.log(2), 0, -INF], [0.5, 0, 1]),
+    "softplus": Limit(polyloss.softplus, ([0.0, INF, -INF, NAN],), {}, [math.log(2), INF, 0, NAN], [0.5, 1, 0, NAN]),
+    "log sigmoid": Limit(
+        polyloss.log_sigmoid, ([0.0, INF, -INF, NAN],), {}, [-math.log(2), 0, -INF, NAN], [0.5, 0, 1, NAN]
+    ),
     "softmax": Limit(
         polyloss.softmax,
         ([[0.0, -INF, 0.0], [INF, 0.0, 1.0], [-INF, -INF, -INF]],),

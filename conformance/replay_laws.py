@@ -58,7 +58,7 @@ class Call:
     rest: dict[str, Any]
 
 
-@law("again and again", only("numpy", "torch", path="kernel"), once=True)
+@law("again and again", only("numpy", "torch", "cupy", path="kernel"), once=True)
 def again_and_again(subject: Subject, draw: Draw) -> None:
     """So does each of several calls in a row: of the loss, of its gradient in the predictions, of torch's autograd.
 

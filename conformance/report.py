@@ -25,13 +25,14 @@ The JSON is `Report.to_json`, with one key for each field below::
     }
 
 ``share`` is the largest part of its budget that a cell has used: above 1 it failed, null where a check has no budget.
-A status of "not run" or "not applicable" always has its ``reason``. Infinite numbers are written as JavaScript's
-``Infinity``, as Python's ``json`` reads and writes them.
+A status of "not run" or "not applicable" always has its ``reason``; where a check is not applicable to any function, the
+cell's is ``*``. Infinity, which JSON lacks, is the text "Infinity".
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -61,7 +62,7 @@ class Failure:
 
     def __str__(self) -> str:
         lines = [f"{self.law} ({self.where})", f"input      {self.input}"]
-        lines += [f"{name:10} {text}" for name, text in (("oracle", self.expected), ("polyloss", self.got)) if text]
+        lines += [f"{name:10} {text}" for name, text in (("expected", self.expected), ("got", self.got)) if text]
         lines += [f"error      {self.ulps:.4g} ulp, budget {self.budget:.4g}"] if self.ulps is not None else []
         return "\n    ".join([*lines, f"reproduce  {self.reproduce}"])
 
@@ -124,7 +125,7 @@ class Report:
         found = {"options": dict(self.options), "environment": dict(self.environment)}
         outcome = {"counts": self.counts, "conforms": self.conforms}
         cells = [asdict(cell) for cell in self.cells]
-        return json.dumps(head | found | outcome | {"cells": cells}, indent=1)
+        return json.dumps(_finite(head | found | outcome | {"cells": cells}), indent=1, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Report:
@@ -133,7 +134,7 @@ class Report:
         if not isinstance(found, dict) or found.get("schema") != SCHEMA:
             raise ValueError(f"not a report of schema {SCHEMA!r}")
         cells = tuple(
-            Cell(**cell | {"failures": tuple(Failure(**failure) for failure in cell["failures"])})
+            Cell(**_numbers(cell) | {"failures": tuple(Failure(**_numbers(failure)) for failure in cell["failures"])})
             for cell in found["cells"]
         )
         return cls(cells, found["environment"], found["options"], found["created"], found["seconds"])
@@ -141,3 +142,22 @@ class Report:
     def save(self, file: str | Path) -> None:
         """Writes the JSON."""
         Path(file).write_text(self.to_json() + "\n", encoding="utf-8")
+
+
+def _finite(x: Any) -> Any:
+    """With texts for the numbers that JSON lacks."""
+    if isinstance(x, dict):
+        return {key: _finite(value) for key, value in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [_finite(value) for value in x]
+    return ("NaN" if x != x else "Infinity" if x > 0 else "-Infinity") if _is_special(x) else x
+
+
+def _is_special(x: Any) -> bool:
+    return isinstance(x, float) and not math.isfinite(x)
+
+
+def _numbers(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Texts back as numbers, in the fields that are numbers."""
+    numbers = {key: float(found[key]) for key in ("share", "ulps", "budget") if isinstance(found.get(key), str)}
+    return {**found, **numbers}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 
 from polyloss.conformance import grid as grids
-from polyloss.conformance.checks import answer
+from polyloss.conformance.accuracy import answer
+from polyloss.conformance.agreement import apart
 from polyloss.conformance.engine import Task, checks
-from polyloss.conformance.exact import exact_case, shares
+from polyloss.conformance.exact import Case, exact_case, shares
 from polyloss.conformance.exhaustive import entry, exhaustive
 from polyloss.conformance.laws import LAWS
 from polyloss.conformance.losses import LOSSES
@@ -31,10 +33,11 @@ def reproduce(
     case: str | None = None,
     number: int | None = None,
     level: str = "standard",
+    against: tuple[str, str, str] | None = None,
 ) -> float:
     """Judges one call, given by its arguments, as a case of the grid, or by its number in an exhaustive run.
 
-    Prints what came out.
+    Beside the oracle, or ``against`` another library, path and device. Prints what came out.
 
     Returns the largest share of its budget: above 1 it is outside.
     """
@@ -48,6 +51,8 @@ def reproduce(
         kept = {name: _array(x, dtype) if isinstance(x, list) else x for name, x in (options or {}).items()}
         one = exact_case(function, arrays, dtype, kept)
     task = Task(checks()[0], function, route, dtype, "standard")
+    if against is not None:
+        return _beside(task, dataclasses.replace(task, route=Route(*against)), one)
     largest = 0.0
     with route.inside(dtype):
         for way in route.ways:
@@ -58,6 +63,19 @@ def reproduce(
                     f"{share.ulps:.4g} ulp, budget {share.budget:.4g}"
                 )
     return largest
+
+
+def _beside(task: Task, theirs: Task, one: Case) -> float:
+    answers = []
+    for asked in (task, theirs):
+        with asked.route.inside(task.dtype):
+            answers.append(answer(asked, one, asked.route.ways[0]))
+    share = apart(task, theirs, one, *answers)
+    print(
+        f"{share.of} at {share.at}: {theirs.route} {share.expected!r}, {task.route} {share.got!r}, "
+        f"{share.ulps:.4g} ulp, budget {share.budget:.4g}"
+    )
+    return share.used
 
 
 def _array(x: Any, dtype: str) -> np.ndarray:

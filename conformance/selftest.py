@@ -201,7 +201,8 @@ def show(result: SelfTest) -> None:
         show_edge=False,
         pad_edge=False,
         title="Does conformance catch faults?",
-        caption=f"caught {result.caught} of {result.planted} planted, in {result.seconds:.0f} s",
+        caption=f"caught {result.caught} of {result.planted} planted, in {result.seconds:.0f} s"
+        + (f"; {left} could not be planted here" if (left := len(result.outcomes) - result.planted) else ""),
     )
     for heading in ("fault", "file", "outcome", "by"):
         table.add_column(heading, overflow="fold")

@@ -22,7 +22,7 @@ INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uin
 
 def of(subject: Subject, loss: Any, **options: Any) -> Subject:
     """A call of our own on the same route."""
-    return Subject(Row(loss, lambda *_: {}, options), subject.route, subject.dtype)
+    return Subject(Row(loss, lambda *_: {}, options), subject.route, subject.dtype, subject.last)
 
 
 @law("labels of every dtype", once=True, functions=("softmax_cross_entropy", "log_loss"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,8 @@ class Subject:
     row: Row
     route: Route
     dtype: str
+    last: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """The arrays and options of the last call, for a report."""
 
     def draw(self, draw: Draw, n: int | None = None) -> dict[str, np.ndarray]:
         """Arguments as the dtype holds them."""
@@ -47,7 +49,9 @@ class Subject:
         return {name: rounded(x, self.dtype) for name, x in found.items()}
 
     def given(self, arguments: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-        return self.route.arrays(arguments | self.row.options | options, self.dtype)
+        self.last.clear()
+        self.last.update(arguments | self.row.options | options)
+        return self.route.arrays(self.last, self.dtype)
 
     def value(self, arguments: dict[str, Any], **options: Any) -> Any:
         return self.row.loss(**self.given(arguments, options))
@@ -63,7 +67,7 @@ class Subject:
 
     def on(self, route: Route) -> Subject:
         """The same loss on another route."""
-        return Subject(self.row, route, self.dtype)
+        return Subject(self.row, route, self.dtype, self.last)
 
     def close(self, got: Any, expected: Any, what: str, factor: float = 1.0) -> None:
         """Equal to rounding, measured at the largest number of the array; NaN and infinities in the same places."""

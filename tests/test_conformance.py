@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import functools
+import itertools
 import json
 import os
+import re
+import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +19,16 @@ import pytest
 
 import polyloss
 from polyloss.__main__ import main
-from polyloss.conformance import LIMITS, check, command, oracle, reproduce
-from polyloss.conformance.checks import _literal
+from polyloss.conformance import LIMITS, agreement, cells, check, command, oracle, reproduce
+from polyloss.conformance.accuracy import _literal
 from polyloss.conformance.compare import Differs, compare
+from polyloss.conformance.engine import checks
 from polyloss.conformance.exhaustive import exhaustive, exhausts, outside
 from polyloss.conformance.grid import VARIANTS, grid
 from polyloss.conformance.laws import LAWS
 from polyloss.conformance.losses import LOSSES
 from polyloss.conformance.report import Report
-from polyloss.conformance.routes import Route
+from polyloss.conformance.routes import DTYPES, Route, routes
 from polyloss.conformance.search import smallest
 from polyloss.conformance.subject import Draw, Subject
 
@@ -89,10 +95,85 @@ def test_a_limit_says_which_number_is_off(monkeypatch: pytest.MonkeyPatch) -> No
     limit = replace(LIMITS["infinite scores"], items=[0.0, 1.0, np.nan])
     monkeypatch.setitem(LIMITS, "infinite scores", limit)
     report = check("numpy", loss="bpr", dtype="float64", path="generic", only="limits", level="quick")
-    (failure,) = report.failed[0].failures
+    failure, other = report.failed[0].failures
+    assert "a NaN of other bits" in other.where
     assert (failure.expected, failure.got, failure.ulps) == ("1.0", "inf", np.inf)
+    assert '"Infinity"' in report.to_json() and Report.from_json(report.to_json()).failed == report.failed
     assert "the items at (1,)" in failure.where
     assert "error      inf ulp, budget 40" in str(failure)
+
+
+def test_a_failure_of_a_law_shows_the_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Subject.items
+    monkeypatch.setattr(Subject, "items", lambda *given: right(*given) * np.float32(1 + 1e-3))
+    report = check("numpy", loss="bpr", dtype="float32", path="generic", only="textbook", level="quick")
+    given = report.failed[0].failures[0].input
+    assert re.match(r"seed=0, n=\d, magnitude=1.0; positive_scores=\[.+\], negative_scores=\[.+\]", given), given
+
+
+def _first_items(route: Route, *given: Any) -> Any:
+    """Those of `Route.items`, of which torch's first one is off by an ulp or two."""
+    items, gradient = _ITEMS(route, *given)
+    if route.library == "torch":
+        items = np.array(items)
+        items.flat[0] = np.nextafter(items.flat[0], np.inf)
+    return items, gradient
+
+
+_ITEMS = Route.items
+
+
+def test_libraries_that_share_a_kernel_must_agree_to_the_bit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    few: dict[str, Any] = {"loss": "bpr", "dtype": "float32", "only": ["accuracy", "agreement"], "level": "quick"}
+    if agreement._code("bpr", Route("torch", "kernel")) == "":
+        pytest.skip("there are no kernels")
+    monkeypatch.setattr(Route, "items", _first_items)
+    assert check(["numpy", "torch"], path="generic", **few).conforms
+    (failed,) = check(["numpy", "torch"], path="kernel", **few).failed
+    (failure,) = failed.failures
+    assert (failed.check, failure.law, failure.input) == ("agreement", agreement.EQUAL, "[0.0], [0.0]")
+    assert (failure.ulps, failure.budget) == (1, 0)
+    names: dict[str, Any] = {}
+    exec(failure.reproduce.replace("; reproduce", "; share = reproduce"), names)
+    assert names["share"] == np.inf
+    assert "numpy kernel 0.693" in capsys.readouterr().out
+
+
+def test_every_pair_of_libraries_meets_once() -> None:
+    everywhere = routes()
+    pairs = set()
+    for route in everywhere:
+        if not route.missing:
+            task = next(t for t in cells(route.library, path=route.path, loss="bpr") if t.route == route)
+            met = list(agreement.partners(task))
+            assert len(set(met)) == len(met) and all(everywhere.index(other) < everywhere.index(route) for other in met)
+            pairs |= {frozenset((route.library, other.library)) for other in met}
+    here = [
+        name for name in ("numpy", "torch", "dask", "array_api_strict", "jax") if not Route(name, "generic").missing
+    ]
+    assert {frozenset(pair) for pair in itertools.combinations(here, 2)} <= pairs
+
+
+def test_nothing_is_left_out_in_silence() -> None:
+    """Each check of each function has a cell on each route in each dtype, or one for all functions with the reason."""
+    found = list(cells(level="quick"))
+    assert all(task.reason for task in found if task.function == "*")
+    counted = Counter((task.check.name, task.route, task.dtype, task.function) for task in found)
+    assert max(counted.values()) == 1
+    for one, route, dtype in itertools.product(checks(), routes(), DTYPES):
+        place = one.name, route, dtype
+        assert (*place, "*") in counted or all((*place, function) in counted for function in one.functions), place
+
+
+def test_the_oracle_imports_mpmath_and_nothing_else() -> None:
+    """The import rules list what is forbidden; this is what is allowed."""
+    tree = ast.parse(Path(str(oracle.__file__)).read_text(encoding="utf-8"))
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "." for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert {name.partition(".")[0] for name in names} - sys.stdlib_module_names == {"mpmath"}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -240,11 +240,11 @@ def arithmetic(wide: str) -> SimpleNamespace:
 
         return of
 
-    # exp(x) = 2^n exp(r), with r = x - n log 2 in [-log 2 / 2, log 2 / 2]. `magic` rounds to an integer, and leaves it,
-    # lifted, in the lower bits, to be added to the exponent of exp(r). Lifted, the smallest result is still a normal
-    # number, so that a subnormal one is rounded once, where it is dropped again. What is less than `least` counts as
-    # it, and so little that a sum of them drops to 0. Polynomials: minimax in the relative error of the result, 2^-28
-    # and 2^-64.
+    # exp(x) = 2^n exp(r), with r = x - n log 2 in [-log 2 / 2, log 2 / 2]. `magic` rounds to an integer, and leaves n,
+    # lifted and biased, in the lower bits, from where it becomes the exponent of 2^n. Lifted, the smallest result is
+    # still a normal number, so that a subnormal one is rounded once, where it is dropped again. What is less than
+    # `least` counts as it, and so little that a sum of them drops to 0. Polynomials: minimax in the relative error of
+    # the result, 2^-28 and 2^-64. A NaN may hold any bits: exp(r) is one too, and stays one whatever it is multiplied by.
     log2e = real(1.4426950408889634)
     high, low = (
         (real(0.693359375), real(-2.12194440054690583e-4))
@@ -253,7 +253,7 @@ def arithmetic(wide: str) -> SimpleNamespace:
     )
     mantissa = integer(23 if single else 52)
     lift = 64 if single else 128
-    magic = real((1.5 * 2.0**23 if single else 1.5 * 2.0**52) + lift)
+    magic = real((1.5 * 2.0**23 + 127 if single else 1.5 * 2.0**52 + 1023) + lift)
     drop = real(2.0**-lift)
     least = real(-130.0 if single else -795.0)
     exp_polynomial = polynomial(_EXP32 if single else _EXP64)
@@ -271,7 +271,7 @@ def arithmetic(wide: str) -> SimpleNamespace:
         n = shifted - magic
         r = (x - n * high) - n * low
         e = (exp_polynomial(r) * r + one) * r + one
-        return from_bits(bits(e) + (bits(shifted) << mantissa))
+        return e * from_bits(bits(shifted) << mantissa)
 
     @njit(**STRICT)
     def exp_neg(x):

@@ -216,6 +216,13 @@ ARITHMETIC = (
         KERNELS,
     ),
     Fault(
+        "bits-of-a-nan-in-the-exponent",
+        "backends/cpu/arithmetic.py",
+        "return e * from_bits(bits(shifted) << mantissa)",
+        "return from_bits(bits(e) + ((bits(shifted) << mantissa) - (integer(127 if single else 1023) << mantissa)))",
+        KERNELS,
+    ),
+    Fault(
         "bfloat16-truncated",
         "backends/cpu/arithmetic.py",
         'builder.select(builder.fcmp_unordered("uno", x, x), nan, rounded)',
