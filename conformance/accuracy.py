@@ -88,7 +88,15 @@ def accuracy(task: Task) -> Iterator[Judgement]:
         yield Judgement(None, failure, examples(task))
 
 
-FEW = ("soft of 10", "z of 10", "rows of 10", "smooth", "one feature, 10 candidates", "a flat row of 1000")
+FEW = (
+    "soft of 10",
+    "z of 10",
+    "rows of 10",
+    "smooth",
+    "one feature, 10 candidates",
+    "hot, 10 candidates",
+    "a flat row of 1000",
+)
 
 
 def cases_of(task: Task) -> Iterator[tuple[str, Case]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -30,9 +30,13 @@ KERNELS = {
     "sigmoid_cross_entropy": "softplus cross-entropy",
     "bpr": "softplus cross-entropy",
     "softmax_cross_entropy": "log-sum-exp cross-entropy",
-    "info_nce": "log-sum-exp cross-entropy",
+    **dict.fromkeys(("info_nce", *TRANSFORMS), "log-sum-exp cross-entropy"),
 }
-"""The losses that kernels compute, and whose."""
+"""What kernels compute, and whose."""
+EVERYWHERE = ("sigmoid_cross_entropy", "bpr", "softmax_cross_entropy")
+"""What they compute for JAX and Dask too. The others have a formula there, or one that calls kernels in its own way."""
+APART = {"jax": {"axis", "class_weights"}, "dask": {"axis"}}
+"""Options with which a library has a formula, or lays its arrays out in its own way."""
 
 
 def agreement(task: Task) -> Iterator[Judgement]:
@@ -44,7 +48,10 @@ def agreement(task: Task) -> Iterator[Judgement]:
             if name in common:
                 with other.inside(task.dtype):
                     expected = gridded(theirs, name, one)
-                yield _judged(task, theirs, name, one, gridded(task, name, one), expected)
+                found = _judged(task, theirs, name, one, gridded(task, name, one), expected)
+                yield found
+                if found.failure:
+                    break  # the others of this pair say the same
 
 
 def partners(task: Task) -> Iterator[Route]:
@@ -73,7 +80,7 @@ def _judged(task: Task, theirs: Task, name: str, one: Case, got: Answer, expecte
     where = f"{task.route} and {other}, {task.dtype}, {name}: the {share.of} at {share.at}"
     against = f"against=({other.library!r}, {other.path!r}, {other.device!r}))"
     line = f"{line_of(task, name, one)[:-1]}, {against}"
-    law = EQUAL if _share_a_kernel(task.function, task.route, other) else WITHIN
+    law = EQUAL if _share_a_kernel(one, task.route, other) else WITHIN
     numbers = repr(share.expected), repr(share.got), share.ulps, share.budget
     return Judgement(share.used, Failure(law, where, arguments_of(name, one), line, *numbers))
 
@@ -87,7 +94,7 @@ def _asked(task: Task, theirs: Task, one: Case) -> Share:
 def apart(task: Task, theirs: Task, one: Case, got: Answer, expected: Answer) -> Share:
     """How far two routes are apart, as a share of what they may be."""
     flushing = next((x.route.library for x in (task, theirs) if x.route.library in FLUSHING), "")
-    if _share_a_kernel(task.function, task.route, theirs.route):
+    if _share_a_kernel(one, task.route, theirs.route):
         share = _bits(one, got, expected, flushing)
         if share.used or not flushing:
             return share
@@ -133,26 +140,27 @@ def _without_faint(one: Case, result: np.ndarray) -> np.ndarray:
     return np.where(faint[..., None] | (np.abs(found) < one.terms * np.finfo(found.dtype).tiny), 0, found)
 
 
-def _share_a_kernel(function: str, one: Route, other: Route) -> bool:
+def _share_a_kernel(one: Case, route: Route, other: Route) -> bool:
     """Whether both run the same machine code."""
-    mine, theirs = (_code(function, route) for route in (one, other))
+    mine, theirs = (_code(one.function, place, one.options) for place in (route, other))
     return mine != "" and mine == theirs
 
 
-def _code(function: str, route: Route) -> str:
+def _code(function: str, route: Route, options: Iterable[str] = ()) -> str:
     """The machine code that computes a loss on this route: it is the same one where the name is; empty if it is none's.
 
-    The kernels of host memory are reached from JAX through a call of its own, and from each of Dask's blocks.
+    JAX reaches those of host memory through a call of its own, and Dask in each of its blocks.
     """
-    primitive = KERNELS.get(function) or ("log-sum-exp cross-entropy" if function in TRANSFORMS else "")
-    if route.path != "kernel" or not primitive:
+    primitive = KERNELS.get(function)
+    if route.path != "kernel" or primitive is None:
         return ""
-    taken = _taken().get((route.library, route.device), {}).get(primitive, "")
-    if function in TRANSFORMS or "backends.cuda" in taken:
-        return taken if "backends.c" in taken else ""
-    if route.library == "dask":
-        taken = _taken().get(("numpy", "cpu"), {}).get(primitive, "")
-    return "host" if "backends.cpu" in taken or "jax_kernels" in taken else ""
+    if route.library in APART and (function not in EVERYWHERE or APART[route.library] & set(options)):
+        return ""
+    library = "numpy" if route.library == "dask" else route.library
+    taken = _taken().get((library, route.device), {}).get(primitive, "")
+    if "backends.cpu" in taken or "jax_kernels" in taken:
+        return "host"
+    return taken if "backends.cuda" in taken else ""
 
 
 @functools.cache

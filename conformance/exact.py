@@ -17,10 +17,7 @@ import polyloss
 from polyloss.conformance import oracle
 from polyloss.conformance.budget import FLUSHING, HALF, Exact, entry_spread, faded, spread, ulps
 
-__all__ = ["JUDGES", "TEMPERATURE", "Case", "Share", "exact_case", "shares"]
-
-TEMPERATURE = 0.25
-"""Of info_nce where it is judged: a power of two, so that the quotient is exact."""
+__all__ = ["JUDGES", "Case", "Share", "exact_case", "shares"]
 
 LINES = ("sigmoid", "softplus", "log_sigmoid")
 ROWS = ("softmax", "log_softmax", "logsumexp")
@@ -184,9 +181,13 @@ def _larger_terms(
 
 
 def _info_nce(function: str, arrays: tuple[np.ndarray, ...], dtype: str, options: dict[str, Any]) -> Case:
-    """One feature and the dot product with queries of 1, so that the logits are the similarities, exactly."""
+    """One feature and the dot product with queries of 1, and a temperature that is a power of two.
+
+    So the logits are the similarities over it, exactly.
+    """
     _, positives, negatives = arrays
-    x = np.concatenate([positives, negatives[..., 0]], axis=-1).astype(np.float64) / TEMPERATURE
+    temperature = options["temperature"]
+    x = np.concatenate([positives, negatives[..., 0]], axis=-1).astype(np.float64) / temperature
     k = x.shape[-1]
     value, slope = oracle.FORMULAS["softmax_cross_entropy"]
     rows = plain(x)
@@ -196,10 +197,10 @@ def _info_nce(function: str, arrays: tuple[np.ndarray, ...], dtype: str, options
         dtype,
         options,
         Exact([value(row, 0) for row in rows]),
-        Exact([[slope(row, 0)[0] / TEMPERATURE] for row in rows]),
+        Exact([[slope(row, 0)[0] / temperature] for row in rows]),
         6 + spread(x) + np.log2(k),
         (6 + entry_spread(x) + np.log2(k))[:, :1],
-        k / TEMPERATURE,
+        k * max(1.0, 1 / temperature),
         wrt=1,
     )
 

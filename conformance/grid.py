@@ -14,7 +14,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from polyloss.conformance.budget import HALF
-from polyloss.conformance.exact import LINES, ROWS, TEMPERATURE, Case, exact_case
+from polyloss.conformance.exact import LINES, ROWS, Case, exact_case
 from polyloss.conformance.routes import rounded
 
 __all__ = ["GAPS", "SIZES", "VARIANTS", "case", "drawn", "grid"]
@@ -31,6 +31,9 @@ SIZES = {
 }
 """How many classes the rows of each level have."""
 
+TEMPERATURES = {"one feature": 0.25, "cold": 2.0**-12, "hot": 2.0**12}
+"""Of info_nce: powers of two."""
+
 VARIANTS: dict[str, tuple[str, ...]] = {
     "softmax_cross_entropy": ("hard", "soft", "smooth", "soft and smooth", "class weights", "z", "axis 0", "batch"),
     "sigmoid_cross_entropy": ("hard", "soft", "smooth", "pos_weight"),
@@ -38,7 +41,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "bpr": ("pairs",),
     "contrastive": ("one feature",),
     "contrastive_from_distance": ("distances",),
-    "info_nce": ("one feature",),
+    "info_nce": tuple(TEMPERATURES),
     "binary_log_loss": ("hard", "soft"),
     "log_loss": ("rows",),
     **dict.fromkeys(LINES, ("line",)),
@@ -139,9 +142,12 @@ def distance_call(function: str, d: np.ndarray) -> Call:
     return ((sign * d)[:, None], np.zeros_like(d)[:, None], similar), {"margin": 5.0}
 
 
-def info_nce_call(x: np.ndarray) -> Call:
-    given = (np.ones((len(x), 1)), x[:, :1] * TEMPERATURE, x[:, 1:, None] * TEMPERATURE)
-    return given, {"temperature": TEMPERATURE, "similarity": "dot", "in_batch": False}
+def info_nce_call(variant: str, dtype: str, x: np.ndarray) -> Call:
+    """With the rows as logits, as far as their similarities are numbers of that dtype."""
+    temperature, largest = TEMPERATURES[variant], np.max(extremes(dtype))
+    x = np.clip(x * temperature, -largest, largest)
+    given = (np.ones((len(x), 1)), x[:, :1], x[:, 1:, None])
+    return given, {"temperature": temperature, "similarity": "dot", "in_batch": False}
 
 
 def probabilities(dtype: str) -> np.ndarray:
@@ -190,7 +196,7 @@ def calls(function: str, dtype: str, sizes: tuple[int, ...]) -> Iterator[tuple[s
         elif function == "info_nce":
             for k in sizes:
                 if 1 < k <= 1000:
-                    yield f"{variant}, {k} candidates", info_nce_call(rows(k, dtype)[0][:30])
+                    yield f"{variant}, {k} candidates", info_nce_call(variant, dtype, rows(k, dtype)[0][:30])
         elif function == "binary_log_loss":
             p = probabilities(dtype)
             rng = np.random.default_rng(12)
@@ -264,7 +270,7 @@ def drawn(function: str, dtype: str, variant: str, n: int = 2, k: int = 3) -> st
     if function in ("contrastive", "contrastive_from_distance"):
         return _array(dtype, n).map(functools.partial(distance_call, function))
     if function == "info_nce":
-        return wide.map(info_nce_call)
+        return wide.map(functools.partial(info_nce_call, variant, dtype))
     if function == "binary_log_loss":
         p = st.floats(2.0**-14, 1 - 2.0**-7)
         t = st.sampled_from([0.0, 1.0]) if variant == "hard" else st.sampled_from([0.0, 0.25, 0.5, 1.0])

@@ -25,8 +25,8 @@ The JSON is `Report.to_json`, with one key for each field below::
     }
 
 ``share`` is the largest part of its budget that a cell has used: above 1 it failed, null where a check has no budget.
-A status of "not run" or "not applicable" always has its ``reason``; where a check is not applicable to any function, the
-cell's is ``*``. Infinity, which JSON lacks, is the text "Infinity".
+A status of "not run" or "not applicable" always has its ``reason``; where a check is applicable to no function, that of
+its cell is ``*``. Infinity, which JSON lacks, is the text "Infinity".
 """
 
 from __future__ import annotations
