@@ -27,6 +27,7 @@ __all__ = ["add_arguments", "run"]
 
 WIDTH = 110  # of the output, where no terminal says how wide it is
 JAX_CACHE = "JAX_COMPILATION_CACHE_DIR"
+KEPT = 256 * 2**20  # bytes of XLA's programs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +56,7 @@ def _programs_kept() -> Iterator[None]:
     """XLA's programs, of which a quick run needs 700, are kept beside the kernels, unless the user's JAX keeps its own.
 
     JAX knows each by all that it is made of, except the processor. The environment tells it, which it reads when it is
-    imported.
+    imported. The oldest programs are removed where they have become too many.
     """
     try:
         from polyloss.backends.cpu import compiled
@@ -82,6 +83,19 @@ def _programs_kept() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+        _shrink(Path(ours[JAX_CACHE]), KEPT)
+
+
+def _shrink(folder: Path, size: int) -> None:
+    """Removes the oldest files of a folder until those that are left have so many bytes at most."""
+    with contextlib.suppress(OSError):  # there is none, or another process is at it
+        files = [(status.st_mtime, status.st_size, path) for path in folder.iterdir() for status in [path.stat()]]
+        left = sum(own for _, own, _ in files)
+        for _, own, path in sorted(files):
+            if left <= size:
+                return
+            path.unlink()
+            left -= own
 
 
 def run(options: argparse.Namespace) -> int:

@@ -234,6 +234,17 @@ def test_the_command_keeps_xlas_programs_beside_the_kernels(monkeypatch: pytest.
         assert dict(os.environ) == before | {command.JAX_CACHE: "elsewhere"}
 
 
+def test_the_oldest_programs_make_room(tmp_path: Path) -> None:
+    for i, name in enumerate("dacb"):
+        (tmp_path / name).write_bytes(bytes(10))
+        os.utime(tmp_path / name, (i, i))
+    command._shrink(tmp_path, 40)
+    assert len(list(tmp_path.iterdir())) == 4
+    command._shrink(tmp_path, 25)
+    assert {path.name for path in tmp_path.iterdir()} == {"b", "c"}
+    command._shrink(tmp_path / "none", 25)
+
+
 @pytest.mark.parametrize("lost", [np.nan, np.inf])
 def test_the_line_of_a_failure_at_nan_or_infinity_reproduces_it(lost: float, monkeypatch: pytest.MonkeyPatch) -> None:
     right = polyloss.sigmoid
