@@ -50,7 +50,7 @@ def heat_map(report: Report) -> str:
     if not spots:
         return ""
     columns = _columns(place for _, place in spots)
-    functions = list(dict.fromkeys(function for function, _ in spots))
+    functions = list(dict.fromkeys(function for function, _ in spots if function != "*")) or ["*"]
     starts, links = _starts(columns), anchors(report)
     # A column without a number needs no room for one.
     checked = {place for (_, place), cells in spots.items() if any(c.status in ("passed", "failed") for c in cells)}
@@ -67,7 +67,10 @@ def heat_map(report: Report) -> str:
     sizes = ";".join(f"--{key}:{value}" for key, value in numbers.items())
     body = "".join(
         f'<tr><th scope="row">{name(function or "all functions")}</th>'
-        + "".join(_spot(spots.get((function, place), []), start, links) for place, start in zip(columns, starts))
+        + "".join(
+            _spot(spots.get((function, place)) or spots.get(("*", place), []), start, links)
+            for place, start in zip(columns, starts)
+        )
         + "</tr>\n"
         for function in functions
     )

@@ -70,10 +70,11 @@ def from_numpy(library: str, x: Any, device: str = "cpu") -> Any:
         return xp.from_array(x, chunks=tuple(max(1, (n + 1) // 2) for n in x.shape))
     if library == "torch":
         return xp.from_numpy(np.array(x)).to(device)
-    if library == "jax" and device != "cpu":
+    if library == "jax":
         import jax
 
-        return jax.device_put(np.array(x), jax.devices(device)[0])
+        if device != jax.default_backend().replace("gpu", "cuda"):
+            return jax.device_put(np.array(x), jax.devices(device)[0])
     return xp.asarray(np.array(x))
 
 
