@@ -159,7 +159,12 @@ class Torch(Library):
         return None if compute is None else functools.partial(_SmallRule.apply, _Small(compute, work.on(), formula))
 
     def number(self, value: Any, work: Work) -> Array:
-        return torch.scalar_tensor(value, dtype=work.dtype, device="cpu") if isinstance(value, float) else value
+        if not isinstance(value, float):
+            return value
+        try:
+            return torch.scalar_tensor(value, dtype=work.dtype, device="cpu")
+        except RuntimeError:  # too large for the dtype
+            return torch.scalar_tensor(value, dtype=torch.float64, device="cpu").to(work.dtype)
 
     def stored(self, x: Array) -> str | None:
         if _is_plain(x) and (x.is_cpu or x.is_cuda) and x.layout is torch.strided and not x.is_neg():

@@ -179,6 +179,26 @@ def test_pairs_at_their_limits(dtype: str, ran: list[Any]) -> None:
     assert len(ran) == 2
 
 
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize("classes", [3, 40])
+@pytest.mark.parametrize("weight", [None, 2.0])
+def test_a_sum_that_is_too_large_is_infinite(library: str, classes: int, weight: float | None) -> None:
+    """It is one of doubles, which torch does not convert."""
+    xp = pytest.importorskip(library)
+    x = np.zeros((4, classes), np.float32)
+    x[:, 0] = 3e38
+    logits, labels = xp.asarray(x), xp.asarray(np.array([1, 1, 2, 2]))
+    options: dict[str, Any] = {"weights": None if weight is None else xp.asarray(np.full(4, weight, np.float32))}
+    for _ in range(4):  # a call, one like it, and shortcuts
+        for found in (
+            polyloss.softmax_cross_entropy(logits, labels, **options, reduction="sum"),
+            polyloss.value_and_grad(polyloss.softmax_cross_entropy)(logits, labels, **options, reduction="sum")[0],
+        ):
+            assert float(found) == INF and found.dtype == logits.dtype
+    finite = polyloss.softmax_cross_entropy(logits, labels, **options, denominator=16.0)
+    assert float(finite) in (INF, np.float32(3e38) / 4 * (weight or 1))
+
+
 def _binary_textbook(x: np.ndarray, t: np.ndarray, p: float, e: float) -> np.ndarray:
     """Of smoothed targets, ``p t softplus(-x) + (1 - t) softplus(x)``, in the widest type that there is."""
     x, t = x.astype(np.longdouble), t.astype(np.longdouble)
