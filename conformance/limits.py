@@ -263,6 +263,13 @@ LIMITS: dict[str, Limit] = {
         [math.log(2), INF, -INF],
         None,
     ),
+    "logsumexp of infinities beside a nan": Limit(
+        polyloss.logsumexp,
+        ([[INF, NAN, 0.0], [NAN, INF, 0.0], [0.0, NAN, INF], [-INF, NAN, -INF], [NAN, -INF, -INF]],),
+        {},
+        [NAN] * 5,
+        None,
+    ),
     "logsumexp of nothing": Limit(polyloss.logsumexp, ([-INF, -INF],), {}, -INF, [0, 0]),
     "logsumexp of one infinity": Limit(polyloss.logsumexp, ([INF, 0.0],), {}, INF, [1, 0]),
     "logsumexp of nothing kept": Limit(polyloss.logsumexp, ([1.0, 2.0],), {"where": [False, False]}, -INF, [0, 0]),

@@ -75,7 +75,13 @@ def _rows(function: str, x: str) -> Any:
                 v = load(row, k)
                 store(out, k, (zero if v == top else v - top) - tail)
         else:
-            store(out, 0, top if top == inf or top == -inf else top + log1p(others))
+            lse = top + log1p(others)
+            if top == inf or top == -inf:  # however many there are, unless a NaN stands beside them
+                lse = top
+                for k in range(n):
+                    v = load(row, k)
+                    lse = lse if v == v else v
+            store(out, 0, lse)
 
     def kernel(f, start, stop):
         inputs, outputs = pointer(field(f, TRANSFORM.x)), pointer(field(f, TRANSFORM.out))

@@ -263,8 +263,15 @@ TRANSFORMS = (
     Fault(
         "logsumexp-of-minus-infinities-is-nan",
         "backends/cpu/transforms.py",
-        "top if top == inf or top == -inf else top + log1p(others)",
-        "top if top == inf else top + log1p(others)",
+        "if top == inf or top == -inf:  # however",
+        "if top == inf:  # however",
+        ("numpy", "torch"),
+    ),
+    Fault(
+        "logsumexp-of-infinity-beside-a-nan",
+        "backends/cpu/transforms.py",
+        "lse = lse if v == v else v",
+        "lse += zero",
         ("numpy", "torch"),
     ),
 )
