@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from polyloss.conformance import replay_laws, special_laws, torch_laws  # noqa: F401 they put themselves into the table
+from polyloss.conformance import jax_laws, option_laws, replay_laws, special_laws, torch_laws  # noqa: F401 into the table
 from polyloss.conformance.accuracy import SMALL, accuracy, described, worst
 from polyloss.conformance.agreement import agreement
 from polyloss.conformance.budget import HALF
@@ -20,7 +20,7 @@ from polyloss.conformance.exhaustive import entry, exhaustive, exhausts, outside
 from polyloss.conformance.grid import VARIANTS
 from polyloss.conformance.laws import LAWS, Law
 from polyloss.conformance.limits import LIMITS, Limit, in_a_long_row
-from polyloss.conformance.losses import LOSSES
+from polyloss.conformance.losses import LOSSES, row_of
 from polyloss.conformance.plan import ALL_ROWS, LOSS_NAMES, TRANSFORMS, later
 from polyloss.conformance.report import Failure
 from polyloss.conformance.routes import rounded
@@ -115,8 +115,8 @@ def lawful(law: Law, task: Task) -> Iterator[Judgement]:
     few = task.route.compiles and task.level != "thorough"
     if law.functions or (few and (task.level == "quick" or law.name not in ALL_ROWS)):
         rows = [name for name in rows if name == rows[0] or (task.route.library, law.name, name) in FURTHER]
-    for name in rows:
-        row = LOSSES[name]
+    for name in rows or [task.function]:
+        row = row_of(name)
         subject = Subject(row, task.route, task.dtype)
         sizes = (3,) if task.route.compiles else (1, 2, 3, 6)
         count = 1 if law.once or few else examples(task)

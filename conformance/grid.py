@@ -128,7 +128,7 @@ def sigmoid_call(variant: str, x: np.ndarray) -> Call:
     t = rng.random(x.shape) if variant == "soft" else rng.integers(2, size=x.shape).astype(np.float64)
     options: dict[str, Any] = {"label_smoothing": 0.001} if variant == "smooth" else {}  # its half keeps its digits
     if variant == "pos_weight":
-        options["pos_weight"] = np.full(x.shape, 3.3)
+        options["pos_weight"] = 3 * rng.random(x.shape) + 0.3
     return (x, t), options
 
 

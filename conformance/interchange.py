@@ -25,7 +25,7 @@ import numpy as np
 
 import polyloss
 from polyloss.conformance.compare import compare
-from polyloss.conformance.losses import LOSSES, Row
+from polyloss.conformance.losses import LOSSES, Row, of_seven_bits
 from polyloss.conformance.routes import from_numpy, wide
 
 __all__ = ["FRAMEWORKS", "PUBLIC", "Transformation", "applies", "check", "check_apart", "page", "registry", "table"]
@@ -125,10 +125,8 @@ def rounded(x: np.ndarray, dtype: str) -> np.ndarray:
 def arguments(name: str, dtype: str) -> dict[str, np.ndarray]:
     """The arrays of a call, with weights and a mask; the first one is differentiated in."""
     found = LOSSES[name].arguments(3, ITEMS)
-    if dtype == "bfloat16" and name == "log_loss":  # whose rows must still sum to 1
-        p = np.floor(found["probabilities"] * 128) / 128
-        p[np.arange(ITEMS), np.argmax(p, axis=-1)] += 1 - p.sum(axis=-1)
-        found["probabilities"] = p
+    if dtype == "bfloat16" and LOSSES[name].loss is polyloss.log_loss:  # whose rows must still sum to 1
+        found["probabilities"] = of_seven_bits(LOSSES[name], found["probabilities"])
     found |= {"weights": np.linspace(0.5, 2, ITEMS), "where": np.arange(ITEMS) != 2}
     return {key: rounded(x, dtype) for key, x in found.items()}
 

@@ -16,6 +16,7 @@ import numpy as np
 import polyloss
 from polyloss.conformance import textbook
 from polyloss.conformance.compare import compare, same
+from polyloss.conformance.losses import of_seven_bits
 from polyloss.conformance.routes import DTYPES, Route, to_numpy
 from polyloss.conformance.subject import RESOLUTION, Draw, Subject
 
@@ -233,12 +234,14 @@ def weights_derivatives(subject: Subject, draw: Draw) -> None:
     if subject.row.loss is polyloss.softmax_cross_entropy:
         classes = arguments["logits"].shape[subject.row.options.get("axis", -1)]
         weighing["class_weights"] = arguments.get("class_weights", rng.random(classes) + 0.5)
-    for reduction in ("mean", "sum"):
-        options = weighing | {"where": np.arange(n) != 1, "reduction": reduction}
+    for further in ({"reduction": "mean"}, {"reduction": "sum"}, {"denominator": np.asarray(2.5)}):
+        options = weighing | {"where": np.arange(n) != 1} | further
         given = subject.given(arguments, options)
-        for key, x in weighing.items():
+        for key, x in options.items() if "denominator" in further else weighing.items():
+            if key == "where":
+                continue
             of = functools.partial(_in_one, subject.row.loss, given, key)
-            direction, step = rng.standard_normal(x.shape), 1e-6
+            direction, step = np.asarray(rng.standard_normal(x.shape)), 1e-6
             ahead, behind = (
                 float(to_numpy(subject.value(arguments, **options | {key: x + s * step * direction}))) for s in (1, -1)
             )
@@ -423,25 +426,25 @@ def sixteen_bits(subject: Subject, draw: Draw) -> None:
     """16-bit inputs give float32 losses, and gradients in their own dtype, those of the rounded inputs."""
     arguments = subject.draw(draw, 3)
     if subject.row.loss is polyloss.log_loss:  # whose rows must still sum to 1
-        p = np.floor(arguments["probabilities"].astype(np.float64) * 128) / 128
-        p[np.arange(3), np.argmax(p, axis=-1)] += 1 - p.sum(axis=-1)
-        arguments["probabilities"] = p.astype(np.float32)
+        arguments["probabilities"] = of_seven_bits(subject.row, arguments["probabilities"]).astype(np.float32)
     exact = {key: x.astype(np.float32) if x.dtype.kind == "f" else x for key, x in arguments.items()}
     formula = Subject(subject.row, Route("numpy", "generic"), "float32")
-    expected, slopes = formula.value_and_gradients(exact)
-    value, gradients = subject.value_and_gradients(arguments)
-    assert "float32" in str(value.dtype), f"the loss has dtype {value.dtype}"
-    products = subject.row.loss is polyloss.info_nce  # are in 16 bits, on some platforms
-    formula.close(value, expected, "the value", factor=1e3 if products else 10)
-    resolution = 2.0 ** (-10 if subject.dtype == "float16" else -7)
-    tiny = 6e-8 if subject.dtype == "float16" else 0.0
-    for key, gradient in gradients.items():
-        assert subject.dtype in str(gradient.dtype), f"the gradient in {key} has dtype {gradient.dtype}"
-        want = to_numpy(slopes[key])
-        allowed = resolution * (np.abs(want) + 1e-5) + tiny
-        if products:
-            allowed = allowed + 4 * resolution * np.max(np.abs(want), initial=0.0)
-        compare(gradient, want, f"the gradient in {key}", subject.dtype, allowed, 1e-5)
+    weighted: dict[str, Any] = {"weights": np.array([0.5, 1.0, 2.0]), "where": np.arange(3) != 1}
+    for options in ({},) if subject.route.compiles else ({}, weighted):
+        expected, slopes = formula.value_and_gradients(exact, **options)
+        value, gradients = subject.value_and_gradients(arguments, **options)
+        assert "float32" in str(value.dtype), f"the loss has dtype {value.dtype}"
+        products = subject.row.loss is polyloss.info_nce  # are in 16 bits, on some platforms
+        formula.close(value, expected, "the value", factor=1e3 if products else 10)
+        resolution = 2.0 ** (-10 if subject.dtype == "float16" else -7)
+        tiny = 6e-8 if subject.dtype == "float16" else 0.0
+        for key, gradient in gradients.items():
+            assert subject.dtype in str(gradient.dtype), f"the gradient in {key} has dtype {gradient.dtype}"
+            want = to_numpy(slopes[key])
+            allowed = resolution * (np.abs(want) + 1e-5) + tiny
+            if products:
+                allowed = allowed + 4 * resolution * np.max(np.abs(want), initial=0.0)
+            compare(gradient, want, f"the gradient in {key}", subject.dtype, allowed, 1e-5)
 
 
 @law("partial", once=True)

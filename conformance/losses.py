@@ -14,7 +14,7 @@ import numpy as np
 
 import polyloss
 
-__all__ = ["LOSSES", "Row"]
+__all__ = ["LOSSES", "Row", "of_seven_bits", "row_of"]
 
 Arguments = dict[str, np.ndarray]
 
@@ -95,6 +95,11 @@ def _pairs(rng: np.random.Generator, n: int, magnitude: float) -> Arguments:
     }
 
 
+def _pairs_of_pairs(rng: np.random.Generator, n: int, magnitude: float) -> Arguments:
+    first, second = magnitude * rng.standard_normal((2, n, 2, 3))
+    return {"first": first, "second": second, "similar": rng.random((n, 2))}
+
+
 def _distances(rng: np.random.Generator, n: int, magnitude: float) -> Arguments:
     return {"distances": magnitude * rng.random((n, 2)), "similar": rng.random((n, 2))}
 
@@ -119,6 +124,20 @@ def _probabilities(rng: np.random.Generator, n: int, magnitude: float) -> Argume
 def _distributions(rng: np.random.Generator, n: int, magnitude: float) -> Arguments:
     p = rng.uniform(0.05, 1, (n, 4))
     return {"probabilities": p / p.sum(axis=-1, keepdims=True), "targets": rng.integers(4, size=n)}
+
+
+def _soft_distributions(rng: np.random.Generator, n: int, magnitude: float) -> Arguments:
+    p, t = (x / x.sum(axis=1, keepdims=True) for x in rng.uniform(0.05, 1, (2, n, 4, 4)))
+    return {"probabilities": p, "targets": t}
+
+
+def of_seven_bits(row: Row, p: np.ndarray) -> np.ndarray:
+    """Probabilities whose rows sum to 1 in 16 bits too."""
+    axis = row.options.get("axis", -1)
+    p = np.floor(p.astype(np.float64) * 128) / 128
+    largest = np.expand_dims(np.argmax(p, axis=axis), axis)
+    np.put_along_axis(p, largest, np.take_along_axis(p, largest, axis) + 1 - p.sum(axis=axis, keepdims=True), axis)
+    return p
 
 
 LOSSES: dict[str, Row] = {
@@ -177,6 +196,9 @@ LOSSES: dict[str, Row] = {
     "bpr": Row(polyloss.bpr, _scores(many=False)),
     "bpr, many": Row(polyloss.bpr, _scores(many=True), item_shape=(3,)),
     "contrastive": Row(polyloss.contrastive, _pairs, {"margin": 2.0}, {"similar": 2}),
+    "contrastive, fractions": Row(
+        polyloss.contrastive, _pairs_of_pairs, {"margin": 2.0}, {"similar": 1.5}, item_shape=(2,)
+    ),
     "contrastive_from_distance": Row(
         polyloss.contrastive_from_distance, _distances, garbage={"distances": -1.0, "similar": 1.5}, item_shape=(2,)
     ),
@@ -185,6 +207,9 @@ LOSSES: dict[str, Row] = {
         polyloss.info_nce, _embeddings(), {"temperature": 0.5, "symmetric": True, "similarity": "dot"}, fewest=2
     ),
     "info_nce, negatives": Row(polyloss.info_nce, _embeddings(2, own=True), {"temperature": 0.5}),
+    "info_nce, negatives in a batch": Row(
+        polyloss.info_nce, _embeddings(2, own=True), {"temperature": 0.5, "in_batch": True}
+    ),
     "info_nce, shared negatives": Row(
         polyloss.info_nce,
         _embeddings(2),
@@ -199,4 +224,16 @@ LOSSES: dict[str, Row] = {
         item_shape=(3,),
     ),
     "log_loss": Row(polyloss.log_loss, _distributions, garbage={"probabilities": 0.9, "targets": 4}),
+    "log_loss, soft, axis 1": Row(
+        polyloss.log_loss,
+        _soft_distributions,
+        {"axis": 1, "eps": 0.1},
+        {"probabilities": 0.9, "targets": 2.0},
+        item_shape=(4,),
+    ),
 }
+
+
+def row_of(name: str) -> Row:
+    """A row of the table, or that of a transform, which has no arguments of its own."""
+    return LOSSES.get(name) or Row(getattr(polyloss, name), lambda *_: {})

@@ -17,11 +17,14 @@ LOSS_NAMES = tuple(name for name in VARIANTS if name not in TRANSFORMS)
 SLOWLY = "left to a longer run: a call takes long here"
 
 QUICK = {
-    ("dask", "kernel"): ("accuracy", "mask", "reductions", "textbook", "invalid values", "derivatives"),
+    ("dask", "kernel"): (
+        *("accuracy", "mask", "reductions", "textbook", "invalid values", "derivatives"),
+        "options together",
+    ),
     ("dask", "generic"): ("accuracy", "invalid values"),
     ("jax", "kernel"): (
         *("accuracy", "mask", "autodiff", "16 bits", "derivatives", "masked queries", "invalid values"),
-        "batch axis",
+        *("batch axis", "rules of the kernels", "loops of labels"),
     ),
     ("jax", "generic"): ("accuracy",),
     ("jax", "jit"): ("accuracy", "autodiff", "invalid values"),

@@ -69,7 +69,9 @@ def again_and_again(subject: Subject, draw: Draw) -> None:
     ways = {"": polyloss.value_and_grad(row.loss, first), " alone": row.loss}
     if subject.route.library == "torch":
         ways[" by autograd"] = functools.partial(_by_autograd, row.loss)
-    for options in ({}, {"reduction": "sum"} | dict.fromkeys(_numbers(row.loss), 0.25)):
+        ways[" by autograd, after some without"] = functools.partial(_after_some_without, row.loss)
+    # Without options once more: those of the call before must be forgotten.
+    for options in ({}, {"reduction": "sum"} | dict.fromkeys(_numbers(row.loss), 0.25), {}):
         calls = list(_calls(subject, draw, options))
         expected = [c.subject.on(formula).value_and_gradients(c.arguments, **options) for c in calls]
         for way, compute in ways.items():
@@ -119,6 +121,16 @@ def _by_autograd(loss: Any, x: Any, *arrays: Any, **rest: Any) -> tuple[Any, Any
     value = loss(leaf, *arrays, **rest)
     (3 * value).backward()
     return value, leaf.grad / 3
+
+
+def _after_some_without(loss: Any, x: Any, *arrays: Any, **rest: Any) -> tuple[Any, Any]:
+    import torch
+
+    leaf = x.detach().requires_grad_()
+    with torch.no_grad():
+        for _ in range(3):
+            loss(leaf, *arrays, **rest)
+    return _by_autograd(loss, x, *arrays, **rest)
 
 
 def _numbers(loss: Any) -> list[str]:

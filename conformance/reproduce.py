@@ -14,7 +14,7 @@ from polyloss.conformance.engine import Task, checks
 from polyloss.conformance.exact import Case, exact_case, shares
 from polyloss.conformance.exhaustive import entry, exhaustive
 from polyloss.conformance.laws import LAWS
-from polyloss.conformance.losses import LOSSES
+from polyloss.conformance.losses import row_of
 from polyloss.conformance.routes import Route
 from polyloss.conformance.subject import Draw, Subject
 
@@ -87,7 +87,7 @@ def obey(
     law: str, loss: str, library: str, path: str, dtype: str, *, device: str = "cpu", seed: int = 0, n: int = 3,
     magnitude: float = 1.0,
 ) -> None:  # fmt: skip
-    """Asks one law of one row of `LOSSES`; it raises what the law raises."""
+    """Asks one law of one row of `LOSSES`, or of a transform; it raises what the law raises."""
     route = Route(library, path, device)
     with route.inside(dtype):
-        LAWS[law].run(Subject(LOSSES[loss], route, dtype), Draw(seed, n, magnitude))
+        LAWS[law].run(Subject(row_of(loss), route, dtype), Draw(seed, n, magnitude))

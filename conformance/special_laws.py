@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 
 import polyloss
-from polyloss.conformance.compare import same
+from polyloss.conformance.compare import compare, same
 from polyloss.conformance.laws import law, only
 from polyloss.conformance.losses import LOSSES, Row
 from polyloss.conformance.routes import to_numpy
@@ -95,8 +96,8 @@ def masked_classes(subject: Subject, draw: Draw) -> None:
 @law("ignored labels", once=True, functions=SOFTMAX)
 def ignored(subject: Subject, draw: Draw) -> None:
     """Rows of the label ``ignore_index`` are masked, beside those of ``where``, -100 among 200 classes too."""
-    for k, ignore in ((4, -100), (200, -100), (4, 2), (200, 255)):
-        logits, labels = draw.rng.standard_normal((6, k)), draw.rng.integers(k, size=6)
+    for k, ignore, dtype in ((4, -100, "int64"), (200, -100, "int16"), (4, 2, "int64"), (200, 255, "uint8")):
+        logits, labels = draw.rng.standard_normal((6, k)), draw.rng.integers(k, size=6).astype(dtype)
         labels = np.where(labels == ignore, 0, labels)
         labels[[1, 4]] = ignore
         if 0 <= ignore + k < k:
@@ -164,6 +165,32 @@ def temperature(subject: Subject, draw: Draw) -> None:
         slopes = plain.value_and_gradients(array, in_batch=True)[1]
         along = -np.sum(q * to_numpy(slopes["queries"])) / 0.25  # of what depends on the quotient alone
         subject.close(slopes["temperature"], along, f"the gradient in the temperature, {name} negatives", factor=10)
+        for similarity in ("dot", "cosine"):
+            both = of(subject, polyloss.info_nce, similarity=similarity, in_batch=True)
+            slopes = both.value_and_gradients(array)[1]
+            # Hotter or colder: by differences, to a few digits in float32.
+            ahead, behind = (
+                to_numpy(both.value(array | {"temperature": np.asarray(0.25 + step)}))
+                for step in (2.0**-10, -(2.0**-10))
+            )
+            what = f"the gradient in the temperature, {similarity}, {name} negatives"
+            expected = (ahead.astype(np.float64) - behind) * 2.0**9
+            compare(
+                slopes["temperature"],
+                expected,
+                f"{what}, beside differences",
+                subject.dtype,
+                0.01 * np.abs(expected) + 1e-3,
+            )
+            given = both.given(array, {})
+            at = functools.partial(_at_temperature, {key: x for key, x in given.items() if key != "temperature"})
+            for way in subject.route.autodiff:
+                _, got = subject.route.pulled(way, at, given["temperature"])
+                subject.close(got, slopes["temperature"], f"{way}'s {what.removeprefix('the ')}", factor=10)
+
+
+def _at_temperature(given: dict[str, Any], t: Any) -> Any:
+    return polyloss.info_nce(**given, temperature=t)
 
 
 @law("one item alone", once=True)

@@ -93,8 +93,10 @@ def _pairs(row: Row, a: Arguments) -> Any:
 
 def _contrastive(row: Row, a: Arguments) -> Any:
     margin = row.options.get("margin", 1.0)
-    rows = zip(a["first"].tolist(), a["second"].tolist(), a["similar"].tolist())
-    return [oracle.contrastive(first, second, similar, margin) for first, second, similar in rows]
+    shape, d = a["similar"].shape, a["first"].shape[-1]
+    rows = zip(a["first"].reshape(-1, d).tolist(), a["second"].reshape(-1, d).tolist(), a["similar"].ravel().tolist())
+    found = [oracle.contrastive(first, second, similar, margin) for first, second, similar in rows]
+    return np.array(found, dtype=object).reshape(shape)
 
 
 def _distances(row: Row, a: Arguments) -> Any:
@@ -128,4 +130,8 @@ def _binary_log_loss(row: Row, a: Arguments) -> Any:
 
 
 def _log_loss(row: Row, a: Arguments) -> Any:
-    return [oracle.log_loss(p, t) for p, t in zip(a["probabilities"].tolist(), a["targets"].tolist())]
+    axis, eps = row.options.get("axis", -1), row.options.get("eps", 0.0)
+    p, t = np.moveaxis(np.clip(a["probabilities"], eps, 1 - eps), axis, -1), a["targets"]
+    if t.dtype.kind != "f":
+        return [oracle.log_loss(row, label) for row, label in zip(p.tolist(), t.tolist())]
+    return np.sum(_each(lambda p, t: t * oracle.binary_log_loss(p, 1.0), p, np.moveaxis(t, axis, -1)), axis=-1)

@@ -78,6 +78,74 @@ def curved(subject: Subject, draw: Draw) -> None:
     subject.close(got, expected, "the second derivative of the square", factor=100)
 
 
+@law("mixed", only("torch", dtypes=("float64",)), once=True)
+def mixed(subject: Subject, draw: Draw) -> None:
+    """The derivative of the gradient in every other parameter is that of the formula's gradient, by differences."""
+    import torch
+
+    arguments = subject.draw(draw, 3)
+    first, *others = subject.row.floating(arguments)
+    rng = np.random.default_rng(draw.seed + 1)  # not that of the arguments: a gradient may have no part along them
+    v = rng.standard_normal(arguments[first].shape)
+    for key in others:
+        x = arguments[key]
+        direction = rng.standard_normal(x.shape) * _inside(key, x)
+        given = subject.given(arguments, {})
+        for name in (first, key):
+            given[name].requires_grad_()
+        (gradient,) = torch.autograd.grad(subject.row.loss(**given), given[first], create_graph=True)
+        got = 0.0
+        if gradient.requires_grad:
+            along = torch.sum(gradient * subject.route.array(v))
+            (slope,) = torch.autograd.grad(along, given[key], allow_unused=True, materialize_grads=True)
+            got = float(np.sum(to_numpy(slope) * direction))
+        step = 1e-6
+        ahead, behind = (
+            np.sum(v * to_numpy(subject.value_and_gradients(arguments | {key: x + s * step * direction})[1][first]))
+            for s in (1, -1)
+        )
+        what = f"the derivative in {key} of the gradient in {first}"
+        compare(np.asarray(got), (ahead - behind) / (2 * step), what, subject.dtype, 1e-6 * (1 + abs(got)), 1.0)
+
+
+def _inside(key: str, x: np.ndarray) -> Any:
+    """Targets at 0 stay there."""
+    return x > 0 if key in ("targets", "similar") else 1.0
+
+
+COMPILED = ("softmax_cross_entropy", "sigmoid_cross_entropy")
+
+
+@law("compiled operations", only("torch", path="kernel", device="cpu"), once=True, functions=COMPILED)
+def operations(subject: Subject, draw: Draw) -> None:
+    """What torch.compile puts into its code for large inputs is the loss, with all options, and its gradient."""
+    import torch
+
+    from polyloss.backends.torch import LIBRARY, _items_op
+    from polyloss.primitives import LseCrossEntropy, SoftplusCrossEntropy
+
+    rng, n, k = draw.rng, 5, 4
+    x, t, p = (rounded(rng.random((n, k)), subject.dtype) for _ in range(3))
+    labels, mask = rng.integers(1, k, size=n), rng.random((n, k)) < 0.7
+    mask[np.arange(n), labels] = True
+    cases: list[Any] = [(SoftplusCrossEntropy(0.25), (t, p)), (SoftplusCrossEntropy(), (None,))]
+    if subject.row.loss is polyloss.softmax_cross_entropy:
+        c = np.broadcast_to(p[0], (n, k))
+        cases = [(LseCrossEntropy(e, z), (y, w, m)) for e, z in ((0.25, 0.0), (0.0, 0.125))
+                 for y, w, m in ((t, None, None), (labels, c, None), (labels, None, mask))]  # fmt: skip
+    for primitive, others in cases:
+        given = [None if a is None else subject.route.array(a.copy(), subject.dtype) for a in others]
+        leaf = subject.route.array(x, subject.dtype).requires_grad_()
+        items = _items_op(primitive, leaf, *given)
+        cotangent = subject.route.array(rng.standard_normal(tuple(items.shape)), subject.dtype)
+        items.backward(cotangent)
+        with torch.no_grad():
+            expected, _ = primitive.forward(LIBRARY, leaf, *given)
+            slope = primitive.vjp(LIBRARY, cotangent, (True, False, False, False), None, leaf, *given)[0]
+        subject.close(items, expected, f"the items of {primitive}")
+        subject.close(leaf.grad, slope, f"the gradient of {primitive}", factor=10)
+
+
 def _narrow(route: Route, dtype: str, function: str) -> str:
     asked = route.library == "torch" and route.path == "kernel" and dtype in ("float16", "bfloat16")
     return "" if asked else "it is asked of the kernel path of torch in 16 bits alone"

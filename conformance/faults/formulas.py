@@ -386,4 +386,90 @@ ARGUMENTS = (
     ),
 )
 
-FAULTS = PRIMITIVES + REDUCTION + LOSSES + TRANSFORMS + ARGUMENTS
+# Found later, by looking for what no check saw: each has survived once, and a check was made for it.
+SURVIVORS = (
+    Fault(
+        "shortcut-of-options-that-are-gone",
+        "replay.py",
+        "if len(args) != 2 or len(kwargs) != len(options):",
+        "if len(args) != 2 or len(kwargs) > len(options):",
+        ("numpy", "torch"),
+    ),
+    Fault(
+        "denominator-as-a-constant",
+        "reduction.py",
+        "return not self.call.library.differentiates(weights, None if isinstance(divisor, int) else divisor)",
+        "return not self.call.library.differentiates(weights)",
+        ("torch",),
+    ),
+    Fault(
+        "temperature-as-a-constant-of-autodiff",
+        "retrieval.py",
+        '    t = call.real("temperature", temperature)\n',
+        '    t = call.library.stop_gradient(call.real("temperature", temperature))\n',
+        ("torch", "jax"),
+    ),
+    Fault(
+        "temperature-by-the-projected-queries",
+        "retrieval.py",
+        "-library.total(q * to_q(gp, gn)) / t / t",
+        "-library.total(q * backs[0](to_q(gp, gn))) / t / t",
+    ),
+    Fault(
+        "log-loss-gradient-in-targets-of-the-wrong-sign",
+        "evaluation.py",
+        "gt = cotangent * _minus_log(library, q)",
+        "gt = -cotangent * _minus_log(library, q)",
+    ),
+    Fault(
+        "log-loss-clips-before-its-axis-moved",
+        "evaluation.py",
+        "reduce.clean(to_last_axis(call, p, axis), rows=True), axis)\n        return _rows",
+        "reduce.clean(p, rows=True), axis)\n        return _rows",
+    ),
+    Fault(
+        "log-loss-eps-left-out-of-rows",
+        "evaluation.py",
+        'primitive = RowLogLoss(number("eps", eps, 0, 0.5))',
+        'primitive = RowLogLoss(0 * number("eps", eps, 0, 0.5))',
+    ),
+    Fault(
+        "similar-gradient-of-the-wrong-sign",
+        "contrastive.py",
+        '"second": -g, "similar": gs}',
+        '"second": -g, "similar": None if gs is None else -gs}',
+    ),
+    Fault(
+        "transform-not-turned-back",
+        "transforms.py",
+        'return call.result("x", last_axis_to(call, fast, axis))\n'
+        "    v = call.cast(v)\n"
+        "    through, around = _both_ways(call, v)\n"
+        "    p =",
+        'return call.result("x", fast)\n    v = call.cast(v)\n    through, around = _both_ways(call, v)\n    p =',
+        ("numpy", "torch"),
+    ),
+    Fault(
+        "logsumexp-keeps-a-dimension-elsewhere",
+        "transforms.py",
+        "call.xp.expand_dims(fast, axis=axis) if keepdims",
+        "call.xp.expand_dims(fast, axis=-1) if keepdims",
+        ("numpy", "torch"),
+    ),
+    Fault(
+        "own-negatives-beside-the-batch-pulled-by-half",
+        "retrieval.py",
+        "g = g + library.matmul(xp.expand_dims(gn, axis=-2), n)[:, 0, :]",
+        "g = g + library.matmul(xp.expand_dims(gn, axis=-2), n)[:, 0, :] * (0.5 if in_batch else 1.0)",
+    ),
+    Fault(
+        "ignored-labels-of-unsigned-targets",
+        "inputs.py",
+        "signed = self.xp.astype(y, self.library.index_dtype(), copy=False)",
+        "signed = self.xp.astype(y, self.library.index_dtype(), copy=False)\n"
+        '        if self._kind(y.dtype) == "uint":\n'
+        "            signed = self.xp.where(signed > 254, signed - 256, signed)",
+    ),
+)
+
+FAULTS = PRIMITIVES + REDUCTION + LOSSES + TRANSFORMS + ARGUMENTS + SURVIVORS

@@ -293,4 +293,94 @@ HOST_CALLS = (
     ),
 )
 
-FAULTS = EVERY_LIBRARY + NUMPY + TORCH + JAX + DASK + HOST_CALLS
+# Found later, by looking for what no check saw: each has survived once, and a check was made for it.
+SURVIVORS = (
+    Fault(
+        "class-mask-that-differs-along-the-second-axis-alone",
+        "backends/cpu/lse.py",
+        "if not any(step for n, step in zip(items, work.library.strides(mask)) if n > 1):\n"
+        "        return operand(work, mask[",
+        "if not any(step for n, step in zip(items[:1], work.library.strides(mask)) if n > 1):\n"
+        "        return operand(work, mask[",
+        HOST,
+    ),
+    Fault(
+        "smoothing-halved-in-jax",
+        "backends/cpu/xla.py",
+        "(LSE.smoothing, smoothing)",
+        "(LSE.smoothing, smoothing / 2)",
+        ("jax",),
+    ),
+    Fault(
+        "first-pos-weight-for-all-in-jax",
+        "backends/cpu/xla.py",
+        'if name in ("x", "t", "p", "w"):',
+        'if name in ("x", "t", "w"):',
+        ("jax",),
+    ),
+    Fault(
+        "derivative-in-targets-of-the-wrong-sign-in-jax",
+        "backends/jax_kernels.py",
+        "tangent += _contracted(slopes, t) if primitive.rows else slopes * t",
+        "tangent += _contracted(slopes, t) if primitive.rows else slopes * (t if i > 1 else -t)",
+        ("jax",),
+    ),
+    Fault(
+        "xla's-own-loop-with-the-label's-slope-off",
+        "backends/jax_labels.py",
+        "jnp.exp(-gap) * share - 1)",
+        "jnp.exp(-gap) - 1)",
+        ("jax",),
+    ),
+    Fault(
+        "forward-over-forward-without-the-tangent",
+        "backends/jax_kernels.py",
+        "            return _contracted(slopes, tangent) if primitive.rows else slopes * tangent\n\n        parts",
+        "            return _contracted(slopes, 2 * tangent) if primitive.rows else slopes * tangent\n\n        parts",
+        ("jax",),
+    ),
+    Fault(
+        "mixed-derivative-missing-in-jax",
+        "backends/jax_kernels.py",
+        "moving = [i for i in range(first, first + 1 + count) if",
+        "moving = [i for i in range(first, first + 1) if",
+        ("jax",),
+    ),
+    Fault(
+        "mixed-derivative-missing-in-torch",
+        "backends/torch.py",
+        "            residuals = None\n",
+        "            residuals, arrays = None, (arrays[0], *(a if a is None else a.detach() for a in arrays[1:]))\n",
+        ("torch",),
+    ),
+    Fault(
+        "pos-weight-lost-by-compiled-code",
+        "backends/torch.py",
+        "work = Work(primitive, LIBRARY, x.dtype, (x.contiguous(), t, a), x.ndim - 1, poison=True)",
+        "work = Work(primitive, LIBRARY, x.dtype, (x.contiguous(), t, None), x.ndim - 1, poison=True)",
+        ("torch",),
+    ),
+    Fault(
+        "options-swapped-for-compiled-code",
+        "backends/torch.py",
+        "found: Primitive = getattr(importlib.import_module(module), kind)(*options)",
+        "found: Primitive = getattr(importlib.import_module(module), kind)(*options[::-1])",
+        ("torch",),
+    ),
+    Fault(
+        "shortcut-without-a-graph-after-no-grad",
+        "backends/torch.py",
+        "usual = is_grad_enabled() is differentiating and forward_ad",
+        "usual = forward_ad",
+        ("torch",),
+    ),
+    Fault(
+        "strided-logits-read-side-by-side-by-transforms",
+        "backends/cpu/host.py",
+        "x = x if library.is_contiguous(x) else library.contiguous(x)\n        out",
+        "out",
+        ("numpy", "torch"),
+    ),
+)
+
+FAULTS = EVERY_LIBRARY + NUMPY + TORCH + JAX + DASK + HOST_CALLS + SURVIVORS

@@ -1,0 +1,84 @@
+"""Laws of JAX alone: derivatives by its rules for the kernels, and the loops that it has where there are none."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+import polyloss
+from polyloss.conformance.laws import law, only
+from polyloss.conformance.subject import Draw, Subject
+
+__all__: list[str] = []
+
+COMPILED = ("softmax_cross_entropy", "sigmoid_cross_entropy")
+
+
+@law("rules of the kernels", only("jax", path="kernel", dtypes=("float32",)), once=True, functions=COMPILED)
+def rules(subject: Subject, draw: Draw) -> None:
+    """With options, values and derivatives by JAX's rules are the formula's, in targets too, forwards, twice, mixed."""
+    import jax
+    import jax.numpy as jnp
+
+    from polyloss.backends.jax import LIBRARY
+    from polyloss.backends.jax_kernels import items
+    from polyloss.primitives import LseCrossEntropy, SoftplusCrossEntropy
+
+    rng = draw.rng
+    x, t, p, v, w = (jnp.asarray(rng.random((3, 4)), jnp.float32) for _ in range(5))
+    primitive: Any = SoftplusCrossEntropy(0.25)
+    arrays: tuple[Any, ...] = x, t, p
+    if subject.row.loss is polyloss.softmax_cross_entropy:
+        primitive, arrays = LseCrossEntropy(0.25, 0.125), (x, t)
+    along = (v, w, v)[: len(arrays)]
+
+    def found(of: Any) -> Any:
+        """The items; the gradient in every array; the slope; the slope of the slope, in all arrays at once."""
+        value, pull = jax.vjp(of, *arrays)
+        slope = functools.partial(_slope, of, along)
+        return value, pull(value), *jax.jvp(slope, arrays, along)
+
+    got = jax.jit(found, static_argnums=0)(functools.partial(items, LIBRARY, primitive))
+    expected = jax.jit(found, static_argnums=0)(functools.partial(primitive.differentiable, LIBRARY))
+    names = "the items", *(f"the gradient in array {i}" for i in range(len(arrays))), "the slope", "its own slope"
+    for name, one, other in zip(names, jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        subject.close(one, other, name, factor=10)
+
+
+def _slope(of: Any, along: tuple[Any, ...], *arrays: Any) -> Any:
+    import jax
+
+    return jax.jvp(of, arrays, along)[1]
+
+
+@law("loops of labels", only("jax", path="kernel", dtypes=("float32",)), once=True, functions=COMPILED[:1])
+def loops(subject: Subject, draw: Draw) -> None:
+    """Where XLA may not call the kernels, its own loops over labels have the formula's items, gradients, and theirs."""
+    import jax
+    import jax.numpy as jnp
+
+    from polyloss.backends import jax_labels
+    from polyloss.backends.jax import LIBRARY
+    from polyloss.primitives import LseCrossEntropy
+
+    rng = draw.rng
+    logits = rng.standard_normal((5, 4))
+    logits[1] = [2, 2, 0, 1]  # a tie at the top
+    x, v = (jnp.asarray(a, jnp.float32) for a in (logits, rng.standard_normal((5, 4))))
+    labels = jnp.asarray([0, 1, 2, 3, 1])
+
+    def found(of: Any) -> Any:
+        value, pull = jax.vjp(of, x)
+        return value, pull(value)[0], jax.jvp(lambda x: jax.jvp(of, (x,), (v,))[1], (x,), (v,))[1]
+
+    primitive = LseCrossEntropy()
+    got = jax.jit(lambda: found(lambda x: jax_labels.items(LIBRARY, primitive, x, labels)))()
+    expected = jax.jit(lambda: found(lambda x: primitive.differentiable(LIBRARY, x, labels)))()
+    for name, one, other in zip(("items", "gradient", "slope of the slope"), got, expected):
+        subject.close(one, other, f"the {name} of loops of labels", factor=10)
+    cotangent = jnp.asarray(np.arange(1.0, 6), jnp.float32)
+    _, slopes = jax_labels.items_and_slopes(LIBRARY, primitive, cotangent, x, labels)
+    expected = primitive.vjp(LIBRARY, cotangent, (True, False), None, x, labels)[0]
+    subject.close(slopes, expected, "the slopes of loops of labels", factor=10)
