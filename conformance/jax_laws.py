@@ -27,7 +27,7 @@ def rules(subject: Subject, draw: Draw) -> None:
     from polyloss.primitives import LseCrossEntropy, SoftplusCrossEntropy
 
     rng = draw.rng
-    x, t, p, v, w = (jnp.asarray(rng.random((3, 4)), jnp.float32) for _ in range(5))
+    x, t, p, v, w = (jnp.asarray(rng.random((130, 4)), jnp.float32) for _ in range(5))  # more than a block
     primitive: Any = SoftplusCrossEntropy(0.25)
     arrays: tuple[Any, ...] = x, t, p
     if subject.row.loss is polyloss.softmax_cross_entropy:

@@ -348,6 +348,7 @@ LAYOUTS: dict[str, Callable[[Callable[[np.ndarray], Any], np.ndarray], Any]] = {
     "every other item": lambda place, x: place(np.repeat(x, 2, axis=0))[::2],
     "every third of the last axis": lambda place, x: place(np.repeat(x, 3, axis=-1))[..., ::3],
     "reversed": lambda place, x: place(np.ascontiguousarray(x[::-1]))[::-1],
+    "reversed along the last axis": lambda place, x: place(np.ascontiguousarray(x[..., ::-1]))[..., ::-1],
     "first axis last": lambda place, x: place(np.ascontiguousarray(x.swapaxes(0, -1))).swapaxes(0, -1),
 }
 """Arrays of the same numbers, of which none is contiguous."""
@@ -360,7 +361,7 @@ def layout(subject: Subject, draw: Draw) -> None:
     expected, slopes = subject.value_and_gradients(arguments)
     wrt = subject.row.floating(arguments)
     for name, change in LAYOUTS.items():
-        if name == "reversed" and subject.route.library == "torch":
+        if name.startswith("reversed") and subject.route.library == "torch":
             continue  # it has no negative strides
         given = {
             key: change(functools.partial(subject.route.array, dtype=subject.dtype), x) for key, x in arguments.items()

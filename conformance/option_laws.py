@@ -199,7 +199,7 @@ def axes(subject: Subject, draw: Draw) -> None:
         options = {"axis": axis} if name in ROWS else {}
         back = expected if name == "logsumexp" else np.moveaxis(expected, -1, axis)
         for how, change in layouts.items():
-            if (route.library, how) != ("torch", "reversed"):  # it has no negative strides
+            if not (route.library == "torch" and how.startswith("reversed")):  # it has no negative strides
                 subject.close(transform(change(place, moved), **options), back, f"axis {axis}, {how}")
         if name == "logsumexp":
             got = transform(place(moved), keepdims=True, **options)

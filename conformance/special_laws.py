@@ -11,7 +11,7 @@ import polyloss
 from polyloss.conformance.compare import compare, same
 from polyloss.conformance.laws import law, only
 from polyloss.conformance.losses import LOSSES, Row
-from polyloss.conformance.routes import to_numpy
+from polyloss.conformance.routes import Route, to_numpy
 from polyloss.conformance.subject import Draw, Subject
 
 __all__ = ["is_refused"]
@@ -191,6 +191,19 @@ def temperature(subject: Subject, draw: Draw) -> None:
 
 def _at_temperature(given: dict[str, Any], t: Any) -> Any:
     return polyloss.info_nce(**given, temperature=t)
+
+
+@law("many candidates", once=True, functions=("info_nce",))
+def many_candidates(subject: Subject, draw: Draw) -> None:
+    """A long row of candidates, whose gradient may take the place of its similarities, is that of the formula."""
+    q, p = draw.rng.standard_normal((2, 70, 3))
+    plain = of(subject, polyloss.info_nce, temperature=0.5)
+    given = {"queries": q, "positives": p}
+    value, gradients = plain.value_and_gradients(given)
+    expected, slopes = plain.on(Route("numpy", "generic")).value_and_gradients(given)
+    subject.close(value, expected, "the value of many candidates", factor=10)
+    for key, gradient in gradients.items():
+        subject.close(gradient, slopes[key], f"the gradient in {key} of many candidates", factor=10)
 
 
 @law("one item alone", once=True)

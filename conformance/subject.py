@@ -54,7 +54,8 @@ class Subject:
         return self.route.arrays(self.last, self.dtype)
 
     def value(self, arguments: dict[str, Any], **options: Any) -> Any:
-        return self.row.loss(**self.given(arguments, options))
+        with self.route.inside(self.dtype):
+            return self.row.loss(**self.given(arguments, options))
 
     def items(self, arguments: dict[str, Any], **options: Any) -> np.ndarray:
         return to_numpy(self.value(arguments, reduction="none", **options))
@@ -62,7 +63,8 @@ class Subject:
     def value_and_gradients(self, arguments: dict[str, Any], **options: Any) -> tuple[Any, dict[str, Any]]:
         """By the formula, in every parameter that the loss is differentiable in."""
         wrt = self.row.floating(arguments)
-        value, gradients = polyloss.value_and_grad(self.row.loss, wrt)(**self.given(arguments, options))
+        with self.route.inside(self.dtype):  # another than that of the cell, where a law compares two
+            value, gradients = polyloss.value_and_grad(self.row.loss, wrt)(**self.given(arguments, options))
         return value, dict(zip(wrt, gradients))
 
     def on(self, route: Route) -> Subject:

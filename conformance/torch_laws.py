@@ -78,6 +78,20 @@ def curved(subject: Subject, draw: Draw) -> None:
     subject.close(got, expected, "the second derivative of the square", factor=100)
 
 
+@law("batched backward", only("torch"), once=True)
+def batched(subject: Subject, draw: Draw) -> None:
+    """Gradients of several cotangents at once, which torch batches, are those of one at a time."""
+    import torch
+
+    given, first = leaf(subject, subject.draw(draw, 3))
+    items = subject.row.loss(**given, reduction="none")
+    several = subject.route.array(draw.rng.standard_normal((2, *items.shape)), subject.dtype)
+    (got,) = torch.autograd.grad(items, given[first], several, retain_graph=True, is_grads_batched=True)
+    for one, cotangent in zip(got, several):
+        (expected,) = torch.autograd.grad(items, given[first], cotangent, retain_graph=True)
+        subject.close(one, expected, f"the gradient in {first} of several cotangents", factor=10)
+
+
 @law("mixed", only("torch", dtypes=("float64",)), once=True)
 def mixed(subject: Subject, draw: Draw) -> None:
     """The derivative of the gradient in every other parameter is that of the formula's gradient, by differences."""

@@ -335,6 +335,13 @@ SURVIVORS = (
         "n = min(BLOCK, size - at) - (1 if size - at == 1 and size > 4096 else 0)",
         ("numpy", "torch"),
     ),
+    Fault(
+        "label's-logit-read-after-the-gradient-took-its-place",
+        "backends/cpu/rows.py",
+        "gap = zero if xy == top else top - xy",
+        "gap = zero if xy == top else top - load(row, y)",
+        ("numpy", "torch"),
+    ),
 )
 
 FAULTS = ROWS + SOFT + LANES + ELEMENTS + ARITHMETIC + TRANSFORMS + SURVIVORS

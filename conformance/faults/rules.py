@@ -381,6 +381,20 @@ SURVIVORS = (
         "out",
         ("numpy", "torch"),
     ),
+    Fault(
+        "batched-backward-twice-as-large",
+        "backends/torch.py",
+        "        return _differentiable(work, formula, cotangent, (x, *arrays[1:]), create_graph=False)",
+        "        return 2 * _differentiable(work, formula, cotangent, (x, *arrays[1:]), create_graph=False)",
+        ("torch",),
+    ),
+    Fault(
+        "only-the-last-axis-counts-in-jax",
+        "backends/cpu/xla.py",
+        "return _plan(TOTAL, BLOCK, fields)",
+        "return _plan(LAST, BLOCK, fields)",
+        ("jax",),
+    ),
 )
 
 FAULTS = EVERY_LIBRARY + NUMPY + TORCH + JAX + DASK + HOST_CALLS + SURVIVORS
