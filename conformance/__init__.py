@@ -4,7 +4,8 @@
 call. `grid`, `limits` and `exhaustive` hold the hard inputs, `losses` the table from which every law makes its own,
 `routes` the ways to a value and a gradient, `accuracy`, `agreement` and `laws` what is asked. `engine` runs checks in
 cells and makes the `Report`: from Python (`check`), from the command ``polyloss conformance``, and cell by cell in
-``pytest conformance``. It uses the public API alone, and imports no framework by itself.
+``pytest conformance``. It uses the public API, but for a few laws of the rules by which torch and JAX differentiate
+kernels, and imports no framework by itself.
 
 A library of someone else is checked like ours, once a `polyloss.backends.Library` for it is published under the entry
 point group ``polyloss.backends``, whose name is the module of the library's arrays. What is asked of it:

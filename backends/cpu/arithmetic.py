@@ -244,7 +244,7 @@ def arithmetic(wide: str) -> SimpleNamespace:
     # lifted and biased, in the lower bits, from where it becomes the exponent of 2^n. Lifted, the smallest result is
     # still a normal number, so that a subnormal one is rounded once, where it is dropped again. What is less than
     # `least` counts as it, and so little that a sum of them drops to 0. Polynomials: minimax in the relative error of
-    # the result, 2^-28 and 2^-64. A NaN may hold any bits: exp(r) is one too, and stays one whatever it is multiplied by.
+    # the result, 2^-28 and 2^-64. A NaN may hold any bits: exp(r) is one too, and stays one whatever multiplies it.
     log2e = real(1.4426950408889634)
     high, low = (
         (real(0.693359375), real(-2.12194440054690583e-4))
