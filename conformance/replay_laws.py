@@ -29,6 +29,7 @@ def again(subject: Subject, draw: Draw) -> None:
     row, rng = subject.row, draw.rng
     formula = subject.on(Route("numpy", "generic"))
     plain: list[dict[str, Any]] = [{}, {"reduction": "sum"}, {"denominator": 3.0}, {"denominator": 7.0}]
+    plain += [{"weights": 0.5, "reduction": "sum"}, {"where": False, "reduction": "sum"}]  # numbers, not arrays
     for name in _numbers(row.loss):
         plain += [{name: 0.25}, {name: 0.125}]
     for seed, count in ((draw.seed, n), (draw.seed + 1, n), (draw.seed + 2, n + 1)):
