@@ -7,6 +7,7 @@ of them. Laws of single losses are in `special_laws`, those of a later call in `
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -360,12 +361,12 @@ def layout(subject: Subject, draw: Draw) -> None:
     arguments = subject.draw(draw, 4)
     expected, slopes = subject.value_and_gradients(arguments)
     wrt = subject.row.floating(arguments)
-    for name, change in LAYOUTS.items():
+    place = functools.partial(subject.route.array, dtype=subject.dtype)
+    for (name, change), alone in itertools.product(LAYOUTS.items(), (False, True)):
         if name.startswith("reversed") and subject.route.library == "torch":
             continue  # it has no negative strides
-        given = {
-            key: change(functools.partial(subject.route.array, dtype=subject.dtype), x) for key, x in arguments.items()
-        }
+        given = {key: place(x) if alone and i else change(place, x) for i, (key, x) in enumerate(arguments.items())}
+        name += " in the first array alone" if alone else ""
         if subject.route.library == "numpy":
             for x in given.values():
                 x.flags.writeable = False
