@@ -181,7 +181,7 @@ def _run_all(tasks: Sequence[Task], jobs: int, fail_fast: bool) -> Generator[Cel
         while (taken := _take(left, first=True)) is not None:
             waiting -= 1
             yield run(own[taken], fail_fast=fail_fast)
-            while ours.poll():
+            while waiting and ours.poll():  # which is true at its end, too
                 waiting -= 1
                 yield ours.recv()
         describe()  # is kept, and imports every library

@@ -6,9 +6,11 @@ import ast
 import functools
 import itertools
 import json
+import multiprocessing
 import os
 import re
 import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -220,6 +222,18 @@ def test_two_processes_find_what_one_finds() -> None:
     assert [len(cells) for cells in found] == [len(found[0])] * 2
     keys = [{(c.check, c.library, c.path, c.device): (c.status, c.share) for c in cells} for cells in found]
     assert keys[0] == keys[1]
+
+
+def test_the_second_process_may_end_before_the_first() -> None:
+    pytest.importorskip("dask")
+
+    def wait(done: int, total: int, cell: Any) -> None:
+        while multiprocessing.active_children():
+            time.sleep(0.05)
+
+    options: dict[str, Any] = {"loss": "bpr", "dtype": "float32", "only": "accuracy", "level": "quick"}
+    report = check(["numpy", "dask"], **options, jobs=2, progress=wait)
+    assert report.conforms and len(report.cells) == 4
 
 
 def test_the_command_keeps_xlas_programs_beside_the_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
