@@ -389,6 +389,13 @@ SURVIVORS = (
         ("torch",),
     ),
     Fault(
+        "reversed-array-read-forwards",
+        "backends/strided.py",
+        "columns, step[-1]]",
+        "columns, abs(step[-1])]",
+        ("numpy",),
+    ),
+    Fault(
         "only-the-last-axis-counts-in-jax",
         "backends/cpu/xla.py",
         "return _plan(TOTAL, BLOCK, fields)",
