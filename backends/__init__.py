@@ -440,7 +440,10 @@ class Library:
     # Memory, for the kernels there. Nothing more is asked where `stored` is None.
 
     def stored(self, x: Array) -> str | None:
-        """The name of its dtype ("float16" and "bfloat16" beside the standard's) if its memory can be reached now."""
+        """The name of its dtype ("float16" and "bfloat16" beside the standard's) if its memory can be reached now.
+
+        A GPU reads a number at multiples of its size alone: of arrays that have others, this is None.
+        """
         return None
 
     def address(self, x: Array) -> int:

@@ -14,14 +14,14 @@ MODES = ((True, True), (True, False), (False, True))  # value, gradient
 ROWS = [form for form in FORMS if form not in ("block512", "scalar warp")]  # `split` has those two for itself
 
 KEYS: list[tuple[Any, ...]] = [
-    # The gradient alone cuts what is long into pieces.
+    # The gradient alone cuts what is long into pieces, and the value alone has nothing to be aligned with.
     *(
         ("rows", x, y, form, *mode)
         for x in WIDE
         for y in LABELS
         for form in ROWS
         for mode in MODES
-        if mode[0] or not FORMS[form].shelf
+        if (mode[0] or not FORMS[form].shelf) and (mode[1] or form != "scalar block")
     ),
     *(("split", x, "", "block512") for x in WIDE),
     *(("split", x, y, "") for x in WIDE for y in LABELS),

@@ -164,7 +164,7 @@ class Lse:
             residuals = library.empty((rows,), work.dtype, x), library.empty((rows,), work.dtype, x)
         top, others = residuals or (None, None)
         x_at, g_at = at(x), 0 if g is None else at(g)
-        aligned = x_at % SIZE[kinds[0]] == 0 and (g is None or (x_at - g_at) % 16 == 0)
+        aligned = g is None or (x_at - g_at) % 16 == 0
         key, pieces = (classes, SIZE[kinds[0]], aligned, x_at % 16 == 0, queue[0]), 1
         if value:
             shape = shape_of(*key)

@@ -77,7 +77,7 @@ class Device(Library):
             self.current -= 1
 
     def signature(self, x: Array) -> Any:
-        return (x.dtype, x.shape, "device") if type(x) is DeviceArray else None
+        return (x.dtype, x.shape, "device") if type(x) is DeviceArray and _is_plain(x) else None
 
     def device(self, x: Array) -> Any:
         return None
@@ -95,6 +95,8 @@ class Device(Library):
         return x.view(DeviceArray) if type(x) is np.ndarray else x
 
     def stored(self, x: Array) -> str | None:
+        if not _is_plain(x):
+            return None
         return _STORED.get(x.dtype) or ("bfloat16" if str(x.dtype) == "bfloat16" else None)
 
     def address(self, x: Array) -> int:
@@ -119,6 +121,12 @@ class Device(Library):
     def queue(self, x: Array) -> tuple[int, int]:
         self.launched += 1
         return 0, 0
+
+
+def _is_plain(x: Array) -> bool:
+    """Whether the elements of ``x`` stand at multiples of their size."""
+    size = x.itemsize
+    return not (x.__array_interface__["data"][0] % size or any(n % size for n in x.strides))
 
 
 LIBRARY = Device()

@@ -33,9 +33,9 @@ def array(dtype: str, *shape: int, shift: int = 0) -> Any:
 
 
 def logits() -> Iterator[tuple[str, Any]]:
-    """Of few and of many rows, aligned to a vector, to a number and to nothing."""
+    """Of few and of many rows, aligned to a vector and to a number."""
     for x, size in SIZE.items():
-        for k, shift in product((*CLASSES, *(n // size for n in BYTES)), (0, size, 1)):
+        for k, shift in product((*CLASSES, *(n // size for n in BYTES)), (0, size)):
             yield x, array(x, 2, k, shift=shift)
         yield x, array(x, SPLIT + 1, BYTES[-1] // size)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from layouts import LAYOUTS, UNALIGNED, agree, agree_all, binary_terms, dtype_of, generic, results
-from simulated.device import DeviceArray, launching, to_device, to_host
+from layouts import LAYOUTS, UNALIGNED, agree, agree_all, binary_terms, dtype_of, generic
+from simulated.device import launching, on_device, to_device, to_host
 
 import polyloss
 from polyloss import dispatch
@@ -29,17 +29,6 @@ FORMS = {  # classes, by the form of the kernel that they take
     "block64": 1040,
     "block128": 2051,
 }
-
-
-def on_device(loss: Any, *arrays: Any, launches: bool = True, **options: Any) -> list[Any]:
-    """`layouts.results` on the device: the mean and its gradient, the items and theirs."""
-    given, more = [to_device(a) for a in arrays], {name: to_device(a) for name, a in options.items()}
-    with launching() as device:
-        got = results(loss, *given, **more)
-        assert not launches or device.launched, "takes no kernel"
-    assert not compiled.failures, compiled.failures
-    assert all(type(x) is DeviceArray for x in got)
-    return [to_host(x) for x in got]
 
 
 def check(loss: Any, *arrays: Any, classes: int = 1, larger: Any = 0.0, note: Any = "", **options: Any) -> None:
