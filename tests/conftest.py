@@ -20,13 +20,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--kernels",
         metavar="PART/PARTS",
         default=f"{date.today().toordinal() % 13 + 1}/13",
-        help="the part of the kernels for CUDA memory that is compiled; by default another one every day",
+        help="the part of the kernels for CUDA memory that is compiled and simulated; by default another one every day",
     )
     group.addoption("--every-kernel", dest="kernels", action="store_const", const="1/1", help="all of them")
 
 
 def pytest_report_header(config: pytest.Config) -> str:
     return f"kernels for CUDA memory: --kernels {config.getoption('kernels')}"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "key" in metafunc.fixturenames and not metafunc.definition.get_closest_marker("parametrize"):
+        import launchable
+
+        keys = launchable.part(metafunc.config.getoption("kernels"))
+        metafunc.parametrize("key", keys, ids=lambda key: "-".join(map(str, key)))
 
 
 @pytest.fixture(autouse=True)

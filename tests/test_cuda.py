@@ -13,6 +13,7 @@ import functools
 import importlib
 import importlib.util
 import json
+import operator
 import os
 import re
 import shutil
@@ -23,7 +24,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import launchable
 import numpy as np
 import ptx
 import pytest
@@ -38,13 +38,18 @@ WIDE = {"float32": "float32", "float64": "float64", "float16": "float32", "bfloa
 
 
 @pytest.mark.parametrize("file", sorted(path.name for path in (HERE / "simulated").glob("test_*.py")))
-def test_in_the_simulator(file: str) -> None:
+def test_in_the_simulator(file: str, pytestconfig: pytest.Config) -> None:
     pytest.importorskip("greenlet")
     environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "1"}
     environment.pop("PYTEST_XDIST_WORKER", None)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:randomly"]
+    kernels = ["--kernels", pytestconfig.getoption("kernels")]
     done = subprocess.run(
-        [*command, f"tests/simulated/{file}"], cwd=HERE.parent, env=environment, capture_output=True, text=True
+        [*command, *kernels, f"tests/simulated/{file}"],
+        cwd=HERE.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
@@ -87,12 +92,6 @@ def _text(key: tuple[Any, ...], capability: tuple[int, int]) -> str:
 def _operations(text: str) -> list[str]:
     """The names of the instructions, as ``ld.global.v4.b32``."""
     return re.findall(r"^\s*(?:@!?%p\d+\s+)?([a-z][\w.:]*)\s", text, re.MULTILINE)
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "key" in metafunc.fixturenames:
-        keys = launchable.part(metafunc.config.getoption("kernels"))
-        metafunc.parametrize("key", keys, ids=lambda key: "-".join(map(str, key)))
 
 
 @toolchain
@@ -277,6 +276,22 @@ def test_the_simulators_shuffle_is_the_hardwares(distance: int) -> None:
     )
     got = ptx.run(text, [x], 1)[0]
     np.testing.assert_array_equal(got.view(np.float32), [seen[i] for i in range(32)])
+
+
+@toolchain
+@pytest.mark.parametrize("operator", [operator.add, operator.sub, operator.mul, operator.and_])
+def test_what_32_bit_integers_make_has_64_bits_as_in_the_simulator(operator: Callable[[Any, Any], Any]) -> None:
+    """So none is beyond its type but where a kernel narrows to 32 bits itself, and there the simulator looks at it."""
+    import numba.cuda
+
+    from polyloss.backends.cuda import intrinsics
+
+    def device(i, j):  # type: ignore[no-untyped-def]
+        return operator(i, j)
+
+    with _pretended((9, 0)):
+        found = numba.cuda.compile_ptx(device, (intrinsics.int32, intrinsics.int32), cc=(9, 0), device=True)[1]
+    assert found == numba.cuda.types.int64
 
 
 # The launch, with a driver that only remembers.
