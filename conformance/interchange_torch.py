@@ -465,7 +465,8 @@ def channels_last(loss: Any, x: Any, rest: Any) -> Found:
 
     pixels = image(x).contiguous(memory_format=torch.channels_last)
     assert pixels.is_contiguous(memory_format=torch.channels_last) and not pixels.is_contiguous()
-    others = {key: a if axes[key] is None else image(a) for key, a in rest.items()}
+    leading = "weights", "where"  # which have the first axis alone, and hold for all that follow
+    others = {key: a if axes[key] is None or key in leading else image(a) for key, a in rest.items()}
     found = dict(backward_of(loss, pixels, others))
     yield "value", found["value"]
     gradient = found["gradient"]
