@@ -7,19 +7,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from layouts import dtype_of
 from simulated.device import launching, to_device, to_host
 
 import polyloss
 from polyloss.conformance import oracle
 from polyloss.conformance.budget import Exact, spread, ulps
-from polyloss.conformance.exact import Case, shares
+from polyloss.conformance.exact import LINES, ROWS, Case, shares
 from polyloss.conformance.grid import GAPS, grid
 
+DTYPES = ("float32", "float64", "float16", "bfloat16")
 ON_KERNELS = ("softmax_cross_entropy", "sigmoid_cross_entropy", "bpr", "info_nce")
 HARD = [
     (function, dtype, name)
     for function in ON_KERNELS
-    for dtype in ("float32", "float64")
+    for dtype in DTYPES
     for name in grid(function, dtype, "standard")
     if name != "batch"  # more rows than a simulator has time for
 ]
@@ -29,12 +31,17 @@ def _share(case: Case, items: np.ndarray, gradient: np.ndarray) -> float:
     return max(share.used for share in shares(case, "device", items, gradient))
 
 
+def _stored(x: Any, case: Case) -> Any:
+    """Floating numbers in the dtype of the case, which holds them; in a case those of 16 bits are float32."""
+    return x.astype(dtype_of(case.dtype)) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x
+
+
 def _run(case: Case) -> tuple[np.ndarray, np.ndarray]:
     name = list(inspect.signature(case.loss).parameters)[case.wrt]
-    options = {key: to_device(x) for key, x in case.options.items()}
+    options = {key: to_device(_stored(x, case)) for key, x in case.options.items()}
     with launching() as device:
         both = polyloss.value_and_grad(case.loss, name)
-        items, gradient = both(*map(to_device, case.arrays), reduction="none", **options)
+        items, gradient = both(*(to_device(_stored(x, case)) for x in case.arrays), reduction="none", **options)
         assert device.launched, "takes no kernel"
     return to_host(items), to_host(gradient)
 
@@ -123,3 +130,13 @@ def test_transforms_are_within_the_budget(name: str, dtype: str) -> None:
         got = to_host(getattr(polyloss, name)(to_device(x)))
         assert device.launched, "takes no kernel"
     assert np.all(ulps(got, exact, larger, dtype, floor=40 * floor) <= budget)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", [*LINES, *ROWS])
+def test_so_are_those_of_16_bits(name: str, dtype: str) -> None:
+    for case in grid(name, dtype, "standard").values():
+        with launching() as device:
+            got = to_host(getattr(polyloss, name)(to_device(_stored(case.arrays[0], case))))
+            assert device.launched, "takes no kernel"
+        assert shares(case, "device", got, None)[0].used <= 1
