@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, words in zip(LEVELS, ("fewer cases", "the default", "more cases, every transformation")):
         level.add_argument(f"--{name}", dest="level", action="store_const", const=name, help=words)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, metavar="S", help="begin no further cell after so many")
     parser.add_argument("--json", metavar="FILE", help="save the report")
     parser.add_argument("--html", metavar="FILE", help="save the report as a page")
     parser.add_argument("--fail-fast", action="store_true", help="stop at the first failure")
@@ -125,6 +126,7 @@ def _run(options: argparse.Namespace) -> int:
                 seed=options.seed,
                 fail_fast=options.fail_fast,
                 jobs=2 if (os.cpu_count() or 1) > 1 else 1,
+                seconds=options.seconds,
                 progress=screen.update,
             )
     except ValueError as error:

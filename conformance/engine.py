@@ -11,6 +11,7 @@ import contextlib
 import datetime
 import fnmatch
 import itertools
+import math
 import multiprocessing
 import time
 import warnings
@@ -132,8 +133,8 @@ def _chosen(name: str, given: str | Sequence[str] | None, known: Sequence[str]) 
     return [one for one in known if any(fnmatch.fnmatch(one, pattern) for pattern in patterns)]
 
 
-def run(task: Task, *, fail_fast: bool = False) -> Cell:
-    """Runs one cell."""
+def run(task: Task, *, fail_fast: bool = False, until: float = math.inf) -> Cell:
+    """Runs one cell, unless it is later than ``until`` (a time of `time.time`)."""
     start = time.perf_counter()
     share: float | None = None
     failures: list[Failure] = []
@@ -150,6 +151,8 @@ def run(task: Task, *, fail_fast: bool = False) -> Cell:
         return cell("not run", reason)
     if reason := task.check.later(task):
         return cell("not run", reason)
+    if time.time() > until:
+        return cell("not run", "the time was up")
     with task.route.inside(task.dtype), _quiet():
         for judgement in _judged(task):
             cases += judgement.cases
@@ -162,25 +165,25 @@ def run(task: Task, *, fail_fast: bool = False) -> Cell:
     return cell("failed" if failures else "passed")
 
 
-def _run_all(tasks: Sequence[Task], jobs: int, fail_fast: bool) -> Generator[Cell, None, None]:
+def _run_all(tasks: Sequence[Task], jobs: int, fail_fast: bool, until: float) -> Generator[Cell, None, None]:
     """All cells; with two jobs a second process runs those of `ASIDE`, then the last of the others, from the end on."""
     beside = [task for task in tasks if jobs > 1 and task.route.library in ASIDE and not task.route.missing]
     if not beside or len(beside) == len(tasks):
-        yield from (run(task, fail_fast=fail_fast) for task in tasks)
+        yield from (run(task, fail_fast=fail_fast, until=until) for task in tasks)
         return
     own = [task for task in tasks if task.route.library not in ASIDE or task.route.missing]
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     left = context.Array("q", [0, len(own)])  # of our own cells those that nobody has taken
     names = [[(task.check.name, *_place(task)) for task in some] for some in (beside, own)]
-    process = context.Process(target=_run_named, args=(theirs, *names, left, fail_fast), daemon=True)
+    process = context.Process(target=_run_named, args=(theirs, *names, left, fail_fast, until), daemon=True)
     process.start()
     theirs.close()
     waiting = len(tasks)
     try:
         while (taken := _take(left, first=True)) is not None:
             waiting -= 1
-            yield run(own[taken], fail_fast=fail_fast)
+            yield run(own[taken], fail_fast=fail_fast, until=until)
             while waiting and ours.poll():  # which is true at its end, too
                 waiting -= 1
                 yield ours.recv()
@@ -210,7 +213,7 @@ def _place(task: Task) -> tuple[str, Route, str, Level, int, str]:
 
 
 def _run_named(
-    pipe: Any, beside: list[tuple[Any, ...]], others: list[tuple[Any, ...]], left: Any, fail_fast: bool
+    pipe: Any, beside: list[tuple[Any, ...]], others: list[tuple[Any, ...]], left: Any, fail_fast: bool, until: float
 ) -> None:
     """In the second process: a check holds functions, which cannot be sent, so it is sent by its name."""
     known = {one.name: one for one in checks()}
@@ -219,7 +222,7 @@ def _run_named(
     def send(cell: tuple[Any, ...]) -> None:
         name, function, route, dtype, level, seed, reason = cell
         task = Task(known[name], function, route, dtype, level, seed, reason, answers)
-        pipe.send(run(task, fail_fast=fail_fast))
+        pipe.send(run(task, fail_fast=fail_fast, until=until))
 
     for one in beside:
         send(one)
@@ -266,6 +269,7 @@ def check(
     seed: int = 0,
     fail_fast: bool = False,
     jobs: int = 1,
+    seconds: float | None = None,
     progress: Callable[[int, int, Cell], None] | None = None,
 ) -> Report:
     """Checks that backends give the right numbers, and the same ones.
@@ -286,6 +290,8 @@ def check(
         Whether to stop at the first failure.
     jobs : int, default 1
         With 2, JAX and Dask run in a process of their own beside the others, and then share their work.
+    seconds : float, optional
+        After which no further cell is begun: those that are left are not run. Default: until all are.
     progress : callable, optional
         Called with the number of cells that were run, the number of all, and the last of them.
 
@@ -311,7 +317,8 @@ def check(
     tasks = [task for task in selected if task.check.name in names]
     created, start = datetime.datetime.now(datetime.UTC), time.perf_counter()
     found: list[Cell] = []
-    with contextlib.closing(_run_all(tasks, jobs, fail_fast)) as running:
+    until = math.inf if seconds is None else time.time() + seconds
+    with contextlib.closing(_run_all(tasks, jobs, fail_fast, until)) as running:
         for one in running:
             found.append(one)
             if progress is not None:
@@ -320,5 +327,5 @@ def check(
                 break
     options = {"level": level, "seed": seed, "backend": backend, "loss": loss, "dtype": dtype, "device": device}
     options |= {"path": path, "only": only, "fail_fast": fail_fast}
-    seconds = time.perf_counter() - start
-    return Report(tuple(found), describe(), options, created.isoformat(timespec="seconds"), seconds)
+    taken = time.perf_counter() - start
+    return Report(tuple(found), describe(), options, created.isoformat(timespec="seconds"), taken)

@@ -224,6 +224,13 @@ def test_two_processes_find_what_one_finds() -> None:
     assert keys[0] == keys[1]
 
 
+def test_what_is_left_when_the_time_is_up_is_not_run() -> None:
+    report = check("numpy", **ONE | {"only": None}, seconds=0)
+    assert {cell.status for cell in report.cells} == {"not run", "not applicable"}
+    assert "the time was up" in report.reasons("not run")
+    assert check("numpy", **ONE, seconds=600).conforms
+
+
 def test_the_second_process_may_end_before_the_first() -> None:
     pytest.importorskip("dask")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -172,6 +173,13 @@ def _copy(w: Workload, device: Device) -> Any:
     return lambda seed: _torch_numbers(w, seed)[:1], torch.clone
 
 
+def _copy_cupy(w: Workload, device: Device) -> Any:
+    if device.name == "simulator":
+        raise Unfit("a copy of host memory is no limit")
+    inputs = _cupy_inputs(w, device)
+    return lambda seed: inputs(seed)[:1], operator.methodcaller("copy")
+
+
 def _torch_loss(w: Workload) -> Callable[..., Any]:
     import torch
     import torch.nn.functional as F
@@ -319,6 +327,7 @@ TABLE: tuple[tuple[str, str, Callable[[Workload, Device], Any]], ...] = (
     (OURS[0], "cupy", _ours_cupy),
     (OURS[1], "torch", _ours_torch),
     (COPY, "torch", _copy),
+    (f"{COPY}, CuPy", "cupy", _copy_cupy),
     ("torch", "torch", _torch),
     ("torch.compile", "torch", _compiled),
     ("JAX jit, optax", "jax", _jax),

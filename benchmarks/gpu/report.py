@@ -61,12 +61,16 @@ def _version(package: str) -> str:
 
 def bandwidth(workload: Workload, found: Measurement) -> float:
     """Bytes a second."""
-    return (2 * workload.unit if found.contestant.name == COPY else workload.moved) / found.median
+    return (2 * workload.unit if _is_copy(found) else workload.moved) / found.median
+
+
+def _is_copy(found: Measurement) -> bool:
+    return found.contestant.name.partition(",")[0] == COPY
 
 
 def _copy(workload: Workload, measurements: Sequence[Measurement]) -> float:
-    copies = [bandwidth(workload, m) for m in measurements if m.contestant.name == COPY and m.seconds]
-    return copies[0] if copies else math.nan
+    """The fastest."""
+    return max((bandwidth(workload, m) for m in measurements if _is_copy(m) and m.seconds), default=math.nan)
 
 
 def verdicts(results: Results) -> list[tuple[str, str]]:
@@ -79,24 +83,14 @@ def verdicts(results: Results) -> list[tuple[str, str]]:
                 continue
             if not math.isnan(workload.share):
                 share = bandwidth(workload, m) / copy if m.seconds else math.nan
-                found.append(
-                    _verdict(
-                        workload, m, share >= workload.share, f"{share:.0%} of {workload.share:.0%} of a copy", share
-                    )
-                )
+                text = f"{share:.0%} of {workload.share:.0%} of a copy"
+                found.append(_verdict(workload, m, share >= workload.share, text, share, "no copy was measured"))
             for peer, factor in workload.factors.get(m.contestant.name, {}).items():
                 found.append(_over(workload, m, peer, factor, measurements))
             if not math.isnan(workload.microseconds):
                 taken = 1e6 * m.returns
-                found.append(
-                    _verdict(
-                        workload,
-                        m,
-                        taken < workload.microseconds,
-                        f"{taken:.1f} of {workload.microseconds:.0f} us a call",
-                        taken,
-                    )
-                )
+                text = f"{taken:.1f} of {workload.microseconds:.0f} us a call"
+                found.append(_verdict(workload, m, taken < workload.microseconds, text, taken, "a dry run"))
     return found
 
 
@@ -114,10 +108,10 @@ def _over(
     return name, f"{'holds' if found >= factor else 'MISSED'}: {found:.2f} of {factor:g} times as fast"
 
 
-def _verdict(workload: Workload, m: Measurement, holds: bool, text: str, number: float) -> tuple[str, str]:
+def _verdict(workload: Workload, m: Measurement, holds: bool, text: str, number: float, why: str) -> tuple[str, str]:
     name = f"{workload.name}, {m.contestant.name}"
     if math.isnan(number):
-        return name, f"NOT MEASURED ({m.reason or 'a dry run'})"
+        return name, f"NOT MEASURED ({m.reason or why})"
     return name, f"{'holds' if holds else 'MISSED'}: {text}"
 
 
