@@ -26,10 +26,13 @@ from polyloss.conformance.grid import VARIANTS
 from polyloss.conformance.report import Cell, Failure, Report, Status
 from polyloss.conformance.routes import DTYPES, PATHS, Route, routes
 
-__all__ = ["LEVELS", "Check", "Judgement", "Task", "cells", "check", "checks", "command_of", "run"]
+__all__ = ["LATE", "LEVELS", "Check", "Judgement", "Task", "cells", "check", "checks", "command_of", "run"]
 
 Level: TypeAlias = Literal["quick", "standard", "thorough"]
 LEVELS: tuple[Level, ...] = ("quick", "standard", "thorough")
+
+LATE = "the time was up"
+"""Why a cell is not run that would have begun after the limit of time."""
 
 ASIDE = ("jax", "dask")
 """The libraries that take half of the time: with two jobs they have a process of their own."""
@@ -134,7 +137,7 @@ def _chosen(name: str, given: str | Sequence[str] | None, known: Sequence[str]) 
 
 
 def run(task: Task, *, fail_fast: bool = False, until: float = math.inf) -> Cell:
-    """Runs one cell, unless it is later than ``until`` (a time of `time.time`)."""
+    """Runs one cell, if it begins before that moment of `time.monotonic`."""
     start = time.perf_counter()
     share: float | None = None
     failures: list[Failure] = []
@@ -151,8 +154,8 @@ def run(task: Task, *, fail_fast: bool = False, until: float = math.inf) -> Cell
         return cell("not run", reason)
     if reason := task.check.later(task):
         return cell("not run", reason)
-    if time.time() > until:
-        return cell("not run", "the time was up")
+    if time.monotonic() >= until:
+        return cell("not run", LATE)
     with task.route.inside(task.dtype), _quiet():
         for judgement in _judged(task):
             cases += judgement.cases
@@ -317,7 +320,7 @@ def check(
     tasks = [task for task in selected if task.check.name in names]
     created, start = datetime.datetime.now(datetime.UTC), time.perf_counter()
     found: list[Cell] = []
-    until = math.inf if seconds is None else time.time() + seconds
+    until = math.inf if seconds is None else time.monotonic() + seconds
     with contextlib.closing(_run_all(tasks, jobs, fail_fast, until)) as running:
         for one in running:
             found.append(one)

@@ -30,11 +30,11 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "key" in metafunc.fixturenames and not metafunc.definition.get_closest_marker("parametrize"):
+    if "launchable_key" in metafunc.fixturenames:
         import launchable
 
         keys = launchable.part(metafunc.config.getoption("kernels"))
-        metafunc.parametrize("key", keys, ids=lambda key: "-".join(map(str, key)))
+        metafunc.parametrize("launchable_key", keys, ids=lambda key: "-".join(map(str, key)))
 
 
 @pytest.fixture(autouse=True)

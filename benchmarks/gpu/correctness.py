@@ -8,15 +8,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import polyloss
 from benchmarks.gpu.libraries import Device
 from polyloss import conformance
+from polyloss.conformance.engine import LATE
 from polyloss.conformance.exact import LINES, ROWS, shares
 from polyloss.conformance.grid import VARIANTS, grid
 from polyloss.conformance.html import page
+from polyloss.conformance.report import Report
 from polyloss.dispatch import generic
 
 __all__ = ["Check", "checks", "conforming"]
@@ -49,32 +52,46 @@ class Unasked(Exception):
     """The question cannot be asked here, for this reason."""
 
 
+PATHS = ("kernel", "jit", "compiled", "generic")
+"""Of conformance, the ones that matter most on a GPU first: the formula runs on the library's own kernels."""
+
+
 def conforming(devices: Sequence[Device], level: str, dry: bool, output: Path, seconds: float) -> Iterator[Check]:
-    """Conformance of each library, on every path, in equal parts of the time; it leaves a report at ``output``."""
+    """Conformance of each library on every path, in every dtype, for so long; it leaves a report at ``output``."""
     libraries = [device.name for device in devices if not device.reason and device.name != "simulator"]
     if not libraries and not dry:
         yield Check("conformance", "NOT RUN: no library can be used")
         return
     start = time.perf_counter()
-    if dry:  # one cell, in host memory
-        report = conformance.check("numpy", loss="bpr", dtype="float32", path="kernel", only="accuracy", level="quick")
-    else:
-        part = seconds / len(libraries)
-        reports = [conformance.check(one, device="cuda", level=level, seconds=part) for one in libraries]  # type: ignore[arg-type]
-        cells = tuple(cell for report in reports for cell in report.cells)
-        report = replace(reports[0], cells=cells, seconds=time.perf_counter() - start)
+    report: Report | None = None
     output.parent.mkdir(parents=True, exist_ok=True)
-    report.save(output.with_suffix(".json"))
-    output.with_suffix(".html").write_text(page(report), encoding="utf-8")
+    for path in PATHS[:1] if dry else PATHS:
+        left = seconds - (time.perf_counter() - start)
+        if dry:  # one cell, in host memory
+            one = {"loss": "bpr", "dtype": "float32", "only": "accuracy"}
+            part = conformance.check("numpy", path=path, level="quick", seconds=left, **one)
+        else:
+            part = conformance.check(libraries, device="cuda", path=path, level=level, seconds=left)  # type: ignore[arg-type]
+        if report is not None:
+            taken = report.seconds + part.seconds
+            part = replace(
+                report, cells=report.cells + part.cells, options=report.options | {"path": PATHS}, seconds=taken
+            )
+        report = part
+        report.save(output.with_suffix(".json"))  # after every path, so that an interrupted run keeps what it has
+        output.with_suffix(".html").write_text(page(report), encoding="utf-8")
+    assert report is not None
     for library in ["numpy"] if dry else libraries:
         cells = [cell for cell in report.cells if cell.library == library]
         failed = [cell.name for cell in cells if cell.status == "failed"]
         passed = sum(cell.status == "passed" for cell in cells)
+        late = sum(cell.reason == LATE for cell in cells)
         outcome = f"FAILED: {', '.join(failed)[:300]}" if failed else "passed" if passed else "NOT RUN: see its report"
         if outcome == "passed" and library != "jax" and _failed():
             outcome = f"FAILED: the formula was taken: {_failed()}"
         worst = max((cell.share for cell in cells if cell.share is not None), default=0.0)
         detail = f"{passed} of {len(cells)} cells, at most {worst:.2f} of a budget"
+        detail += f"; {late} NOT RUN, for {LATE}" if late else ""
         yield Check(f"{library}: conformance", outcome, time.perf_counter() - start, detail)
 
 
@@ -89,16 +106,22 @@ def _oracle(device: Device) -> str:
             if name == "batch":  # more rows than it has time for
                 continue
             wrt = list(inspect.signature(case.loss).parameters)[case.wrt]
-            options = {key: device.to_device(x) for key, x in case.options.items()}
+            arrays = [device.to_device(_in(x, dtype)) for x in case.arrays]
+            options = {key: device.to_device(_in(x, dtype)) for key, x in case.options.items()}
             with device.scope():
                 both = polyloss.value_and_grad(case.loss, wrt)
-                found = both(*map(device.to_device, case.arrays), reduction="none", **options)
+                found = both(*arrays, reduction="none", **options)
                 items, gradient = map(device.to_host, found)
             used = max(one.used for one in shares(case, device.name, items, gradient))
             if not used <= worst:
                 worst, where = used, f"{function}, {dtype}, {name}"
     assert worst <= 1, f"{where} uses {worst:.2f} of its budget"
     return f"at most {worst:.2f} of the budget ({where})"
+
+
+def _in(x: Any, dtype: str) -> Any:
+    """Floating numbers in a dtype that holds them; in a case those of 16 bits are float32."""
+    return x.astype(dtype) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x
 
 
 # What only a GPU can show.

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import polyloss
-from benchmarks.gpu.contestants import COPY, OURS
+from benchmarks.gpu.contestants import COPIES, OURS
 from benchmarks.gpu.correctness import Check
 from benchmarks.gpu.libraries import Device
 from benchmarks.gpu.timing import Measurement
@@ -61,16 +61,13 @@ def _version(package: str) -> str:
 
 def bandwidth(workload: Workload, found: Measurement) -> float:
     """Bytes a second."""
-    return (2 * workload.unit if _is_copy(found) else workload.moved) / found.median
-
-
-def _is_copy(found: Measurement) -> bool:
-    return found.contestant.name.partition(",")[0] == COPY
+    return (2 * workload.unit if found.contestant.name in COPIES else workload.moved) / found.median
 
 
 def _copy(workload: Workload, measurements: Sequence[Measurement]) -> float:
-    """The fastest."""
-    return max((bandwidth(workload, m) for m in measurements if _is_copy(m) and m.seconds), default=math.nan)
+    """The bandwidth of a copy within the device, by whoever copies fastest."""
+    copies = [bandwidth(workload, m) for m in measurements if m.contestant.name in COPIES and m.seconds]
+    return max(copies, default=math.nan)
 
 
 def verdicts(results: Results) -> list[tuple[str, str]]:
@@ -78,19 +75,35 @@ def verdicts(results: Results) -> list[tuple[str, str]]:
     found = []
     for workload, measurements in results:
         copy = _copy(workload, measurements)
+        uncopied = next((m.reason for m in measurements if m.contestant.name in COPIES and m.reason), "")
         for m in measurements:
             if m.contestant.name not in OURS:
                 continue
             if not math.isnan(workload.share):
                 share = bandwidth(workload, m) / copy if m.seconds else math.nan
-                text = f"{share:.0%} of {workload.share:.0%} of a copy"
-                found.append(_verdict(workload, m, share >= workload.share, text, share, "no copy was measured"))
+                found.append(
+                    _verdict(
+                        workload,
+                        m,
+                        share >= workload.share,
+                        f"{share:.0%} of {workload.share:.0%} of a copy",
+                        share,
+                        uncopied,
+                    )
+                )
             for peer, factor in workload.factors.get(m.contestant.name, {}).items():
                 found.append(_over(workload, m, peer, factor, measurements))
             if not math.isnan(workload.microseconds):
                 taken = 1e6 * m.returns
-                text = f"{taken:.1f} of {workload.microseconds:.0f} us a call"
-                found.append(_verdict(workload, m, taken < workload.microseconds, text, taken, "a dry run"))
+                found.append(
+                    _verdict(
+                        workload,
+                        m,
+                        taken < workload.microseconds,
+                        f"{taken:.1f} of {workload.microseconds:.0f} us a call",
+                        taken,
+                    )
+                )
     return found
 
 
@@ -108,10 +121,13 @@ def _over(
     return name, f"{'holds' if found >= factor else 'MISSED'}: {found:.2f} of {factor:g} times as fast"
 
 
-def _verdict(workload: Workload, m: Measurement, holds: bool, text: str, number: float, why: str) -> tuple[str, str]:
+def _verdict(
+    workload: Workload, m: Measurement, holds: bool, text: str, number: float, lacking: str = ""
+) -> tuple[str, str]:
+    """``lacking``: why what it is compared with was not measured."""
     name = f"{workload.name}, {m.contestant.name}"
     if math.isnan(number):
-        return name, f"NOT MEASURED ({m.reason or why})"
+        return name, f"NOT MEASURED ({m.reason or lacking or 'a dry run'})"
     return name, f"{'holds' if holds else 'MISSED'}: {text}"
 
 

@@ -18,11 +18,12 @@ TOOLS = ("memcheck", "racecheck")
 SHAPES = (5, 3), (5, 24), (5, 100), (5, 127), (5, 333), (5, 1500), (3, 20_001), (70, 20_001), (70, 80_003)
 
 
-def sanitized(devices: list[Device], dry: bool) -> Iterator[Check]:
-    """Each tool on this module, run as a program with the first library that can be used."""
+def sanitized(devices: list[Device], dry: bool, seconds: float) -> Iterator[Check]:
+    """Each tool on this module, run as a program with the first library that can be used; all in so many seconds."""
+    begun = time.perf_counter()
     library = next((device.name for device in devices if not device.reason and device.name in ("cupy", "torch")), None)
     program = shutil.which("compute-sanitizer")
-    for tool in TOOLS:
+    for number, tool in enumerate(TOOLS):
         name = f"compute-sanitizer {tool}"
         if dry:
             yield Check(name, "NOT RUN: a dry run (the simulator checks memory and races itself)")
@@ -32,13 +33,16 @@ def sanitized(devices: list[Device], dry: bool) -> Iterator[Check]:
             yield Check(name, "NOT RUN: neither CuPy nor torch can be used")
         else:
             start = time.perf_counter()
+            limit = max(0.0, seconds - (start - begun)) / (len(TOOLS) - number)
             command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", __name__, library]
             try:
                 # Out of bounds is seen where each array is an allocation of its own.
                 env = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-                done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=env)
+                done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=env)
             except subprocess.TimeoutExpired:
-                yield Check(name, "NOT RUN: it took more than 180 s", time.perf_counter() - start)
+                yield Check(
+                    name, f"NOT RUN: it took more than the {limit:.0f} s that were left", time.perf_counter() - start
+                )
                 continue
             outcome = "passed" if done.returncode == 0 else f"FAILED: {(done.stdout + done.stderr)[-600:]}"
             yield Check(name, outcome, time.perf_counter() - start)

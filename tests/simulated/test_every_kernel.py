@@ -92,10 +92,10 @@ def _planned_anew() -> Iterator[None]:
         plan.cache_clear()
 
 
-def test_its_numbers_are_the_formulas(key: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    call = call_of(key, monkeypatch)
-    options = call.options if key[0] in ("transforms", "sums") else call.options | {"reduction": "none"}
+def test_its_numbers_are_the_formulas(launchable_key: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    call = call_of(launchable_key, monkeypatch)
+    options = call.options if launchable_key[0] in ("transforms", "sums") else call.options | {"reduction": "none"}
     found, launched = _on_device(call, options, monkeypatch)
-    assert key in call.launched
+    assert launchable_key in call.launched
     assert launched == call.launched
     assert _used(call, found, _expected(call, options)) <= 1
