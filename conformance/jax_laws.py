@@ -73,7 +73,7 @@ def loops(subject: Subject, draw: Draw) -> None:
         value, pull = jax.vjp(of, x)
         return value, pull(value)[0], jax.jvp(lambda x: jax.jvp(of, (x,), (v,))[1], (x,), (v,))[1]
 
-    primitive = LseCrossEntropy()
+    primitive: Any = LseCrossEntropy()
     got = jax.jit(lambda: found(lambda x: jax_labels.items(LIBRARY, primitive, x, labels)))()
     expected = jax.jit(lambda: found(lambda x: primitive.differentiable(LIBRARY, x, labels)))()
     for name, one, other in zip(("items", "gradient", "slope of the slope"), got, expected):

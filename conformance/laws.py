@@ -235,12 +235,16 @@ def weights_derivatives(subject: Subject, draw: Draw) -> None:
     if subject.row.loss is polyloss.softmax_cross_entropy:
         classes = arguments["logits"].shape[subject.row.options.get("axis", -1)]
         weighing["class_weights"] = arguments.get("class_weights", rng.random(classes) + 0.5)
-    for further in ({"reduction": "mean"}, {"reduction": "sum"}, {"denominator": np.asarray(2.5)}):
-        options = weighing | {"where": np.arange(n) != 1} | further
+    denominator = {"denominator": np.asarray(2.5)}
+    by: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
+        (weighing, {"reduction": "mean"}),
+        (weighing, {"reduction": "sum"}),
+        (weighing | denominator, {}),
+    )
+    for differentiated, reduction in by:
+        options = differentiated | {"where": np.arange(n) != 1} | reduction
         given = subject.given(arguments, options)
-        for key, x in options.items() if "denominator" in further else weighing.items():
-            if key == "where":
-                continue
+        for key, x in differentiated.items():
             of = functools.partial(_in_one, subject.row.loss, given, key)
             direction, step = np.asarray(rng.standard_normal(x.shape)), 1e-6
             ahead, behind = (

@@ -88,11 +88,9 @@ def together(subject: Subject, draw: Draw) -> None:
     """Options hold together, for labels and for soft targets, along any axis, whatever is broadcast."""
     rng, slow = draw.rng, subject.route.compiles
     if subject.row.loss is polyloss.sigmoid_cross_entropy:
-        for shape in ((5, 3), (17, 241))[: 1 if slow else 2]:
-            for i, (tall, wide) in enumerate(
-                (((shape[0], 1), (1, shape[1])), ((1, shape[1]), shape), (shape, shape[:1]))
-            ):
-                _sigmoid_together(subject, rng, shape, tall, wide, 0.1 * (i % 2))
+        for n, k in ((5, 3), (17, 241))[: 1 if slow else 2]:
+            for i, (tall, wide) in enumerate((((n, 1), (1, k)), ((1, k), (n, k)), ((n, k), (n,)))):
+                _sigmoid_together(subject, rng, (n, k), tall, wide, 0.1 * (i % 2))
         return
     for shape, axis in SHAPES[4:6] if slow else SHAPES:
         for soft in (False, True):
