@@ -63,7 +63,7 @@ def info_nce(
     candidate_mask : boolean array, optional
         Broadcasts to [N, candidates]: the N positives when ``in_batch``, else the query's own; then the negatives.
         False drops a false negative. A query's own positive is never dropped. With ``symmetric`` it drops the pair both
-        ways.
+        ways. The embeddings of what is dropped must be finite, or the gradient of the queries is NaN.
     {reduce}
 
     Returns
