@@ -40,7 +40,7 @@ HUGE = 1 << 22
 
 class Torch(Library):
     def signature(self, x: Array) -> Any:
-        if _is_plain(x) and (x.is_cpu or x.is_cuda) and x.layout is torch.strided and not x.is_neg():
+        if _is_stored(x):
             return x.dtype, x.shape, x.requires_grad and torch.is_grad_enabled(), x.get_device()
         return None
 
@@ -167,9 +167,7 @@ class Torch(Library):
             return torch.scalar_tensor(value, dtype=torch.float64, device="cpu").to(work.dtype)
 
     def stored(self, x: Array) -> str | None:
-        if _is_plain(x) and (x.is_cpu or x.is_cuda) and x.layout is torch.strided and not x.is_neg():
-            return _STORED.get(x.dtype)
-        return None
+        return _STORED.get(x.dtype) if _is_stored(x) else None
 
     def address(self, x: Array) -> int:
         return int(x.data_ptr())
@@ -226,6 +224,12 @@ _level = torch._C._functorch.maybe_current_level
 _modes = torch._C._len_torch_dispatch_stack
 _tracing = torch._C._get_tracing_state
 _is_batch = torch._C._functorch.is_legacy_batchedtensor  # of is_grads_batched, which is no level of torch.func
+
+
+def _is_stored(x: Array) -> bool:
+    """Whether the elements of ``x`` lie in memory, as they are, at multiples of their size."""
+    here = _is_plain(x) and (x.is_cpu or x.is_cuda) and x.layout is torch.strided and not x.is_neg()
+    return here and x.data_ptr() % x.itemsize == 0
 
 
 def _guard(*arrays: Array) -> Callable[..., bool]:

@@ -120,7 +120,8 @@ def cells(
             tasks = [
                 Task(one, function, route, name, level, seed) for function in one.functions if function in functions
             ]
-            reasons = [one.unless(task) or route.unless(name) for task in tasks]
+            absent = "" if route.missing else route.unless(name)  # of a library that is not here nothing can be asked
+            reasons = [one.unless(task) or absent for task in tasks]
             if len(tasks) > 1 and reasons[0] and len(set(reasons)) == 1:
                 tasks, reasons = [replace(tasks[0], function="*")], reasons[:1]
             yield from (replace(task, reason=why, answers=answers) for task, why in zip(tasks, reasons))

@@ -22,6 +22,7 @@ import pytest
 import polyloss
 from polyloss.__main__ import main
 from polyloss.conformance import LIMITS, agreement, cells, check, command, oracle, reproduce
+from polyloss.conformance import routes as conformance_routes
 from polyloss.conformance.accuracy import _literal
 from polyloss.conformance.compare import Differs, compare
 from polyloss.conformance.engine import checks
@@ -207,6 +208,23 @@ def test_what_is_not_here_is_not_run_and_never_passed() -> None:
     assert {cell.status for cell in report.cells} == {"not run"}
     assert all(cell.reason for cell in report.cells)
     assert not report.conforms
+
+
+def test_a_library_that_cannot_be_loaded_is_not_run_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Point:
+        name = "spam"
+
+        def load(self) -> Any:
+            raise RuntimeError("spam is off")
+
+    monkeypatch.setattr(conformance_routes, "_points", lambda: (Point(),))
+    monkeypatch.setattr(conformance_routes, "entry_points", lambda group: [Point()])
+    few: dict[str, Any] = {"loss": "bpr", "only": "accuracy", "path": "generic", "level": "quick"}
+    report = check(["spam", "numpy"], **few)
+    spam = [cell for cell in report.cells if cell.library == "spam"]
+    assert [cell.status for cell in spam] == ["not run"] * len(DTYPES)
+    assert all("RuntimeError: spam is off" in cell.reason for cell in spam)
+    assert report.conforms
 
 
 @pytest.mark.parametrize("name", ["backend", "loss", "dtype", "device", "path", "only", "level"])

@@ -195,8 +195,9 @@ def test_a_sum_that_is_too_large_is_infinite(library: str, classes: int, weight:
             polyloss.value_and_grad(polyloss.softmax_cross_entropy)(logits, labels, **options, reduction="sum")[0],
         ):
             assert float(found) == INF and found.dtype == logits.dtype
-    finite = polyloss.softmax_cross_entropy(logits, labels, **options, denominator=16.0)
-    assert float(finite) in (INF, np.float32(3e38) / 4 * (weight or 1))
+    mean = polyloss.softmax_cross_entropy(logits, labels, **options, denominator=16.0)
+    # Of few classes a block of rows is summed in single precision, and with a weight of 2 an item is infinite.
+    assert float(mean) == (np.float32(3e38) / 4 if classes == 40 and weight is None else INF)
 
 
 def _binary_textbook(x: np.ndarray, t: np.ndarray, p: float, e: float) -> np.ndarray:

@@ -201,3 +201,19 @@ def test_a_batch_of_cotangents_is_a_loop_over_them(rows: int, reduction: str) ->
     (together,) = torch.autograd.grad(value, x, cotangents, is_grads_batched=True, retain_graph=True)
     alone = [torch.autograd.grad(value, x, one, retain_graph=True)[0] for one in cotangents]
     torch.testing.assert_close(together, torch.stack(alone), rtol=1e-5, atol=1e-8)
+
+
+def test_a_tensor_between_multiples_of_its_size_takes_no_kernel(ran: list[Any]) -> None:
+    """A GPU cannot read it, and a processor need not."""
+    torch = pytest.importorskip("torch")
+    y = torch.tensor([2, 0, 1])
+    aligned = torch.randn(3, 4)
+    odd = torch.frombuffer(bytearray(4 * 12 + 1), dtype=torch.float32, offset=1).view(3, 4).copy_(aligned)
+    assert odd.data_ptr() % 4 and odd.is_contiguous()
+    both = polyloss.value_and_grad(polyloss.softmax_cross_entropy)
+    value, gradient = both(odd, y)
+    assert not ran
+    expected, slope = both(aligned, y)
+    assert ran
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(gradient, slope)
