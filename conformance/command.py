@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from polyloss.backends import cache
 from polyloss.conformance.engine import LEVELS, check, checks
 from polyloss.conformance.html import page
 from polyloss.conformance.report import Cell, Report
@@ -62,15 +63,15 @@ def _programs_kept() -> Iterator[None]:
     try:
         from polyloss.backends.cpu import compiled
     except ImportError:  # no llvmlite
-        folder = None
+        where = None
     else:
-        folder = compiled.folder()
-    if folder is None or JAX_CACHE in os.environ:
+        where = cache.folder()
+    if where is None or JAX_CACHE in os.environ:
         yield
         return
     processor = hashlib.sha256(repr(compiled.processor()).encode()).hexdigest()[:8]
     ours = {
-        JAX_CACHE: str(folder / f"xla-{processor}"),
+        JAX_CACHE: str(where / f"xla-{processor}"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }

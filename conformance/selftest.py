@@ -26,6 +26,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from polyloss.backends import cache
 from polyloss.conformance.faults import FAULTS, Fault
 
 __all__ = ["COMMAND", "Outcome", "SelfTest", "self_test", "show"]
@@ -392,10 +393,8 @@ def _copy_package(to: Path) -> None:
 
 def _copy_kernels(to: Path) -> None:
     """The user's compiled kernels, so that only those are compiled that a fault is in."""
-    with contextlib.suppress(ImportError, OSError):  # no compiler, no folder, or files that come and go
-        from polyloss.backends.cpu.compiled import folder
-
-        if (user := folder()) is not None:
+    with contextlib.suppress(OSError):  # no folder, or files that come and go
+        if (user := cache.folder()) is not None:
             shutil.copytree(user, to)
 
 

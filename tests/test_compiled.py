@@ -30,6 +30,7 @@ from polyloss import dispatch
 pytest.importorskip("llvmlite")
 
 from polyloss.backends import Unavailable
+from polyloss.backends.cache import Sources, folder
 from polyloss.backends.cpu import compiled
 
 FAMILIES = ("elements", "lanes", "rows", "soft", "transforms")
@@ -80,10 +81,10 @@ def hexadecimal(x: np.floating[Any]) -> str:
 @pytest.fixture(autouse=True)
 def sources_as_they_are() -> Iterator[None]:
     """What a test has another process's `fingerprint` made of is not that of the tests after it."""
-    texts = compiled._TEXTS
+    sources = compiled.SOURCES
     yield
-    compiled._TEXTS = texts
-    compiled._circumstances.cache_clear()
+    compiled.SOURCES = sources
+    compiled._given.cache_clear()
 
 
 @pytest.fixture
@@ -225,8 +226,8 @@ def test_files_and_folder_are_writable_by_their_owner_alone(cache: Path) -> None
 
 def fingerprint(family: str = "elements") -> str:
     """As in a new process."""
-    compiled._circumstances.cache_clear()
-    compiled._TEXTS = compiled._read()
+    compiled._given.cache_clear()
+    compiled.SOURCES = Sources(Path(compiled.__file__).parent)
     return compiled.fingerprint((family,))
 
 
@@ -235,9 +236,10 @@ def test_code_of_an_edit_in_a_running_process_is_not_kept(monkeypatch: pytest.Mo
     monkeypatch.setattr(compiled, "_compile", lambda key: b"code")
     assert compiled._cached(("elements",)) == b"code"
     assert len(list(tmp_path.iterdir())) == 1
-    edited = {path: text + b"#" * (path.stem == "arithmetic") for path, text in compiled._TEXTS.items()}
-    for texts in (edited, {}):  # and of a package without sources nothing is kept either
-        monkeypatch.setattr(compiled, "_TEXTS", texts)
+    texts = compiled.SOURCES.texts
+    edited = {path: text + b"#" * (path.stem == "arithmetic") for path, text in texts.items()}
+    for changed in (edited, {}):  # and of a package without sources nothing is kept either
+        monkeypatch.setattr(compiled.SOURCES, "texts", changed)
         assert compiled._cached(("elements",)) == b"code"
         assert len(list(tmp_path.iterdir())) == 1
 
@@ -274,38 +276,14 @@ def test_an_edit_changes_the_fingerprint_of_the_kernels_that_are_made_of_it_alon
     assert tuple(family for family in FAMILIES if fingerprint(family) != before[family]) == EDITED[name]
 
 
-def test_an_import_of_any_form_counts_and_so_does_what_it_imports(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(compiled, "__file__", str(tmp_path / "compiled.py"))
-    forms = (
-        "from polyloss.backends.cpu.helper import (\n    exp,\n    log,\n)",
-        "from polyloss.backends.cpu import (\n    other,\n    helper as h,\n)",
-        "import os, polyloss.backends.cpu.helper as h",
-        "from . import helper",
-        "from .helper import exp",
-        "def build():\n    from polyloss.backends.cpu import helper",
-        "if True:\n    from polyloss.backends.cpu \\\n        import helper",
-    )
-    for name in ("compiled", "beside"):
-        (tmp_path / f"{name}.py").touch()
-    for text in (*forms, "import deep", "import kernel"):  # a circle, at last
-        (tmp_path / "kernel.py").write_text(text if text in forms else forms[0])
-        (tmp_path / "helper.py").write_text("" if text in forms else text)
-        (tmp_path / "deep.py").touch()
-        monkeypatch.setattr(compiled, "_TEXTS", compiled._read())
-        expected = {"compiled", "kernel", "helper", *(["deep"] if text == "import deep" else [])}
-        assert {path.stem for path in compiled.sources(("kernel", "float32", True))} == expected, text
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_a_kernel_is_compiled_from_is_among_its_sources(family: str) -> None:
     """Every function that Numba compiles for it, and whatever else of polyloss its modules hold."""
     package = compiled.__name__.rpartition(".")[0]
-    found = {f"{package}.{path.stem}" for path in compiled.sources((family,))}
+    found = {f"{package}.{path.stem}" for path in compiled.SOURCES.of(compiled._modules((family,)))}
     held = [value for name in found for value in vars(importlib.import_module(name)).values()]
     of_polyloss = {name for value in held if (name := str(getattr(value, "__module__", ""))).startswith("polyloss")}
-    assert of_polyloss <= found | {Unavailable.__module__}
+    assert of_polyloss <= found | {Unavailable.__module__, Sources.__module__}
     for key in ((family, "softplus", "float32"), ("handler", family, "float32", True)):  # no option names a module
         assert compiled.fingerprint(key) == compiled.fingerprint((family,))
 
@@ -324,7 +302,7 @@ def test_other_versions_and_another_processor_change_the_fingerprint(monkeypatch
         found.append(fingerprint())
     monkeypatch.setattr(compiled, "processor", processor)
     with monkeypatch.context() as patch:
-        patch.setattr(compiled.platform, "python_version", lambda: "3.99.0")
+        patch.setattr(platform, "python_version", lambda: "3.99.0")
         found.append(fingerprint())
     assert len(set(found)) == len(found)
 
@@ -390,7 +368,7 @@ def test_a_full_disk_is_done_without_and_leaves_no_part(
     def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(compiled.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     np.testing.assert_allclose(loss(), formula(), rtol=1e-6)
     assert counted == [KEY]
     assert list(cache.iterdir()) == []
@@ -403,7 +381,7 @@ def test_a_missing_home_is_done_without(fresh: None, counted: list[Any], monkeyp
     for name in ("POLYLOSS_CACHE_DIR", "XDG_CACHE_HOME", "HOME", "LOCALAPPDATA", "USERPROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Path, "home", homeless)
-    assert compiled.folder() is None
+    assert folder() is None
     np.testing.assert_allclose(loss(), formula(), rtol=1e-6)
     assert counted == [KEY]
 
@@ -412,26 +390,6 @@ def test_an_empty_environment_is_enough() -> None:
     path = os.environ.get("PYTHONPATH")
     nothing = dict.fromkeys(os.environ)
     assert python(LOSS, **nothing | {"PYTHONPATH": path}) == hexadecimal(loss())
-
-
-def test_the_folder_is_where_the_user_keeps_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.delenv("POLYLOSS_CACHE_DIR", raising=False)
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", "")
-    assert compiled.folder() == tmp_path / ".cache" / "polyloss"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert compiled.folder() == tmp_path / "xdg" / "polyloss"
-    monkeypatch.setenv("POLYLOSS_CACHE_DIR", str(tmp_path / "own"))
-    assert compiled.folder() == tmp_path / "own"
-    monkeypatch.delenv("POLYLOSS_CACHE_DIR")
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert compiled.folder() == tmp_path / "Library" / "Caches" / "polyloss"
-    monkeypatch.setattr(sys, "platform", "win32")
-    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
-    assert compiled.folder() == tmp_path / "local" / "polyloss"
-    monkeypatch.delenv("LOCALAPPDATA")
-    assert compiled.folder() is None
 
 
 # Several at once.
@@ -558,11 +516,11 @@ def test_machine_code_needs_no_symbol_of_python_or_numba(fresh: None, tmp_path: 
     if nm is None:
         pytest.skip("there is no nm, which lists the symbols of an object file")
     use_every_kernel()
-    folder = compiled.folder()
-    assert folder is not None
+    where = folder()
+    assert where is not None
     objects = []
     for family in FAMILIES:  # with a handler they allocate, and hold such a kernel
-        paths = list(folder.glob(f"{family}-*-{compiled.fingerprint((family,))}.o"))
+        paths = list(where.glob(f"{family}-*-{compiled.fingerprint((family,))}.o"))
         assert paths
         for path in paths:
             objects.append(tmp_path / path.name)

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -322,6 +323,7 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         function.cache_clear()
     monkeypatch.setattr(driver, "_opened", lambda: loaded)
     monkeypatch.setattr(compiled, "failures", {})
+    monkeypatch.setenv("POLYLOSS_CACHE_DIR", str(tmp_path / "cache"))
     try:
         with _pretended((9, 0)):
             yield loaded
@@ -422,6 +424,66 @@ def test_a_long_row_may_have_all_the_shared_memory_there_is(stub: Any) -> None:
     _, said = importlib.import_module("polyloss.backends.cuda.driver").cubin(_text(key, (9, 0)), (9, 0), ("-verbose",))
     static = int(re.search(r"(\d+) bytes smem", said)[1])  # type: ignore[index]
     assert seen.room + static <= 232448
+
+
+@toolchain
+def test_a_kernel_is_compiled_once_and_its_file_read_by_every_process_after(
+    stub: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def launched() -> bytes:
+        compiled.kernel.cache_clear()  # as in a new process
+        compiled._given.cache_clear()
+        compiled.kernel("sums", "float32")((0, 0), 1, SUM)
+        return bytes(Seen.in_dll(stub, "seen").code)
+
+    made, real = [], compiled.ptx
+    monkeypatch.setattr(compiled, "ptx", lambda *of: (made.append(of), real(*of))[1])
+    assert [launched(), launched()] == [b"\x7fELF"] * 2
+    assert len(made) == 1
+    (file,) = (tmp_path / "cache").iterdir()
+    assert re.fullmatch(r"sums-float32-sm_90-[0-9a-f]{32}\.ptx", file.name)
+
+    file.write_bytes(file.read_bytes()[:-9] + b"damaged.\n")
+    assert launched() == b"\x7fELF"
+    assert len(made) == 2
+
+    # Whatever it depends on, a new file.
+    texts = {path: text + b"#" * (path.stem == "intrinsics") for path, text in compiled.SOURCES.texts.items()}
+    with monkeypatch.context() as patch:
+        patch.setattr(compiled.SOURCES, "texts", texts)
+        launched()
+    for package in ("numba-cuda", "numba"):
+        with monkeypatch.context() as patch:
+            patch.setattr(compiled, "version", lambda name, other=package: "0" if name == other else version(name))
+            launched()
+    with monkeypatch.context() as patch:
+        patch.setenv("NUMBA_CUDA_DEFAULT_PTX_CC", "8.0")
+        launched()
+    with monkeypatch.context() as patch:
+        other = types.SimpleNamespace(abs_path=__file__)
+        patch.setattr("cuda.pathfinder.load_nvidia_dynamic_lib", lambda name: other)
+        launched()
+    assert len(made) == 7
+    assert len(list((tmp_path / "cache").iterdir())) == 5, "of an edit, of which the files know nothing, none is kept"
+
+    # And where nobody says which NVVM it is, there is no file.
+    def unknown(name: str) -> Any:
+        raise RuntimeError(f"{name} was not found")
+
+    monkeypatch.setattr("cuda.pathfinder.load_nvidia_dynamic_lib", unknown)
+    launched()
+    assert len(made) == 8
+    assert len(list((tmp_path / "cache").iterdir())) == 5
+
+
+@toolchain
+@pytest.mark.parametrize("family", ["elements", "lanes", "rows", "soft", "split", "sums", "transforms"])
+def test_what_a_kernel_is_compiled_from_is_among_its_sources(family: str) -> None:
+    """Every device function that its modules hold was written in one of them."""
+    package = compiled.__name__.rpartition(".")[0]
+    found = {f"{package}.{path.stem}" for path in compiled.SOURCES.of(compiled.modules((family,)))}
+    held = [value for name in found for value in vars(importlib.import_module(name)).values()]
+    assert {name for value in held if (name := str(getattr(value, "__module__", ""))).startswith(package)} <= found
 
 
 def test_without_the_toolchain_or_a_driver_the_reason_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,25 +1,15 @@
 """Kernels as machine code: compiled by Numba once, kept on disk, and loaded without Numba.
 
 Numba turns the Python of a kernel into LLVM's language, and llvmlite turns that into machine code, which is a kernel's
-file in the cache. Numba's own cache would not do: it takes a kernel for unchanged when a helper in another file was
-edited, fails where no folder can be written, and needs Numba itself to be imported (0.3 s) and set up (0.3 s) to load
-anything. Here a file's name is the hash of everything that its contents depend on: the sources of this module and of
-the kernel's, and of what they import from this package; the versions of Python, Numba and llvmlite; and the processor.
-So a file can never be stale, and one that is damaged or cannot be written is made anew.
+file in the `cache`.
 """
 
 from __future__ import annotations
 
-import ast
-import contextlib
 import ctypes
 import functools
-import hashlib
 import importlib
 import os
-import platform
-import sys
-import tempfile
 import threading
 from collections.abc import Callable
 from importlib.metadata import version
@@ -29,20 +19,10 @@ from typing import Any, NamedTuple
 import llvmlite.binding as llvm
 
 from polyloss.backends import Unavailable
+from polyloss.backends.cache import Sources, surroundings
 from polyloss.backends.cpu.handler import HANDLER
 
-__all__ = [
-    "Kernel",
-    "Progress",
-    "assembly",
-    "failures",
-    "fingerprint",
-    "folder",
-    "kernel",
-    "language",
-    "processor",
-    "sources",
-]
+__all__ = ["SOURCES", "Kernel", "Progress", "assembly", "failures", "fingerprint", "kernel", "language", "processor"]
 
 
 Progress = ctypes.c_int64 * 3
@@ -105,108 +85,33 @@ def _first(key: tuple[Any, ...]) -> Kernel:
         return _loaded[key]
 
 
-def folder() -> Path | None:
-    """Where compiled kernels are kept; None where there is no such place."""
-    if given := os.environ.get("POLYLOSS_CACHE_DIR"):
-        return Path(given)
-    try:
-        if sys.platform == "win32":
-            base = Path(os.environ["LOCALAPPDATA"])
-        elif sys.platform == "darwin":
-            base = Path.home() / "Library" / "Caches"
-        else:
-            base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except (KeyError, RuntimeError):  # no home
-        return None
-    return base / "polyloss"
-
-
 @functools.cache
 def processor() -> tuple[str, str]:
     """The name and the features of this machine's processor, as LLVM knows them."""
     return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
 
 
-_HARMLESS = ("NUMBA_NUM_THREADS", "NUMBA_THREADING_LAYER", "NUMBA_CACHE_DIR")
-"""Numba's settings that change no machine code."""
-
-
 @functools.cache
-def _circumstances() -> bytes:
-    """All that compiled code depends on beside its source and the kernel's options."""
-    facts = (platform.machine(), sys.platform, platform.python_version(), version("numba"), version("llvmlite"))
-    settings = sorted((k, v) for k, v in os.environ.items() if k.startswith("NUMBA_") and k not in _HARMLESS)
-    return repr((facts, processor(), settings)).encode()
+def _given() -> bytes:
+    """All that machine code depends on beside its sources and the kernel's options."""
+    return surroundings(version("numba"), version("llvmlite"), *processor())
 
 
-def _read() -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in Path(__file__).parent.glob("*.py")}
+SOURCES = Sources(Path(__file__).parent)
 
 
-_TEXTS = _read()
-"""The files of this package, if there are any, as they were when this process imported it."""
-
-
-@functools.cache
-def _imports(text: bytes) -> frozenset[str]:
-    """Every name in a file's imports, also in those of its functions."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            names.update((getattr(node, "module", None) or "").split("."))
-            names.update(word for alias in node.names for word in alias.name.split("."))
-    return frozenset(names)
-
-
-def sources(key: tuple[Any, ...]) -> list[Path]:
-    """The files of this package that a kernel is made of: this one, that of its module, and what they import."""
-    found: set[Path] = set()
-    named = frozenset({"compiled", key[1] if key[0] == "handler" else key[0]})
-    while new := {path for path in _TEXTS if path.stem in named} - found:
-        found |= new
-        named = frozenset().union(*(_imports(_TEXTS[path]) for path in new))
-    return sorted(found)
+def _modules(key: tuple[Any, ...]) -> tuple[str, str]:
+    return "compiled", key[1] if key[0] == "handler" else key[0]
 
 
 def fingerprint(key: tuple[Any, ...]) -> str:
     """A hash of all that a kernel's machine code depends on beside its options."""
-    digest = hashlib.sha256(_circumstances())
-    for path in sources(key):
-        digest.update(_TEXTS[path])
-    return digest.hexdigest()[:32]
+    return SOURCES.fingerprint(_modules(key), _given())
 
 
 def _cached(key: tuple[Any, ...]) -> bytes:
-    """The machine code: from its file, or compiled and, if possible, written there."""
-    where, made_of = folder(), sources(key)
-    if where is None or not made_of:
-        return _compile(key)
-    path = where / f"{'-'.join(map(str, key))}-{fingerprint(key)}.o"
-    try:
-        checksum, code = (content := path.read_bytes())[:32], content[32:]
-        if hashlib.sha256(code).digest() == checksum:
-            return code
-    except OSError:
-        pass
-    code = _compile(key)
-    with contextlib.suppress(OSError):  # a read-only file system, a full disk: compiled anew in every process
-        if all(source.read_bytes() == _TEXTS[source] for source in made_of):  # else it is of an edit, or of before
-            _keep(path, hashlib.sha256(code).digest() + code)
-    return code
-
-
-def _keep(path: Path, content: bytes) -> None:
-    """Writes the file at once, so that no other process ever sees a part of it."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(part, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(part)
-        raise
+    """The machine code, from its file or compiled."""
+    return SOURCES.kept(key, ".o", _modules(key), _given(), lambda: _compile(key))
 
 
 def _machine() -> Any:

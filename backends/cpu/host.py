@@ -6,6 +6,7 @@ import functools
 import math
 
 from polyloss.backends import Array, Kernel, Library, Unavailable, Work
+from polyloss.backends.cache import whereabouts
 from polyloss.backends.cpu import compiled, threads
 from polyloss.backends.cpu.call import FLOATS, run
 from polyloss.backends.cpu.fields import BLOCK, ROWS, TRANSFORM_BLOCK
@@ -55,9 +56,7 @@ class _Host:
     def report(self) -> str:
         if compiled.failures:
             return f"some kernels could not be made: {next(iter(compiled.failures.values()))}"
-        where = compiled.folder()
-        kept = f"kept in {where}" if where is not None else "compiled anew in every process (no cache folder)"
-        return f"{threads.limit()} threads; kernels {kept}"
+        return f"{threads.limit()} threads; kernels {whereabouts()}"
 
 
 @functools.cache

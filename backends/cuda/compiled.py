@@ -1,4 +1,8 @@
-"""The kernels, by what they are made for: compiled when they are first launched on a device, and kept."""
+"""The kernels, by what they are made for: compiled when they are first launched on a device, and kept.
+
+Numba and NVVM take a second or two to write a kernel in the language of NVIDIA's virtual machine (PTX), which is its
+file in the `cache`. A tenth of that is enough to make machine code of it, and that is done in every process.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,15 @@ import os
 import struct
 import threading
 from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from polyloss.backends import Unavailable
+from polyloss.backends.cache import Sources, surroundings
 from polyloss.backends.cuda.fields import FORMS
 
-__all__ = ["SIMULATED", "Kernel", "bounds", "failures", "kernel", "ptx", "written"]
+__all__ = ["SIMULATED", "SOURCES", "Kernel", "bounds", "failures", "kernel", "ptx", "written"]
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 """Whether kernels run in `simulator`, on arrays in host memory."""
@@ -72,6 +79,38 @@ def ptx(key: Key, capability: tuple[int, int]) -> str:
     return str(compile_ptx(function, parameters, capability, tuple(bounds(key, capability))))
 
 
+SOURCES = Sources(Path(__file__).parent)
+
+
+def modules(key: Key) -> tuple[str, ...]:
+    """Those that a kernel is made of, with what they import; the last one's name is made at run time, in `device`."""
+    return "compiled", key[0], "intrinsics"
+
+
+@functools.cache
+def _given() -> bytes:
+    """All that PTX depends on beside its sources, the kernel's options and the architecture."""
+    from cuda.pathfinder import load_nvidia_dynamic_lib
+
+    nvvm = str(load_nvidia_dynamic_lib("nvvm").abs_path)
+    file = os.stat(nvvm)
+    return surroundings(version("numba-cuda"), version("numba"), nvvm, file.st_size, file.st_mtime_ns)
+
+
+def cached(key: Key, capability: tuple[int, int]) -> str:
+    """`ptx`, from its file or compiled."""
+
+    def make() -> bytes:
+        return ptx(key, capability).encode()
+
+    try:
+        given = _given()
+    except Exception:  # which NVVM it is, Numba alone finds out
+        return make().decode()
+    name = *key, "sm_{}{}".format(*capability)
+    return SOURCES.kept(name, ".ptx", modules(key), given, make).decode()
+
+
 class Kernel:
     """A kernel on every device."""
 
@@ -112,7 +151,7 @@ class Kernel:
         capability = driver.capability(device)
         with driver.making(device):
             if capability not in self._images:
-                text = ptx(self.key, capability)
+                text = cached(self.key, capability)
                 self._images[capability] = text, driver.image(text, capability)
             return driver.function(*self._images[capability], device)
 

@@ -7,6 +7,7 @@ import math
 from importlib.util import find_spec
 
 from polyloss.backends import Array, Kernel, Library, Unavailable, Work
+from polyloss.backends.cache import whereabouts
 from polyloss.backends.cuda import compiled
 from polyloss.backends.cuda.call import FLOATS
 from polyloss.backends.cuda.fields import MOST_BLOCKS, TRANSFORM_BLOCK
@@ -62,7 +63,7 @@ class _Cuda:
             return reason
         if compiled.failures:
             return f"some kernels could not be made: {next(iter(compiled.failures.values()))}"
-        return "compiled anew in every process, when they are first used"
+        return f"kernels {whereabouts()}"
 
 
 @functools.cache
