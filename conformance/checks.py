@@ -9,7 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from polyloss.conformance import jax_laws, option_laws, replay_laws, special_laws, torch_laws  # noqa: F401 into the table
+from polyloss.conformance import (  # noqa: F401 into the table
+    jax_laws,
+    option_laws,
+    random_laws,
+    replay_laws,
+    special_laws,
+    torch_laws,
+)
 from polyloss.conformance.accuracy import SMALL, accuracy, described, worst
 from polyloss.conformance.agreement import agreement
 from polyloss.conformance.budget import HALF

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -349,9 +349,16 @@ def permutation(subject: Subject, draw: Draw) -> None:
     subject.close(items, subject.items(arguments)[order], "the items in another order", factor=10)
 
 
+def _cut_out(place: Callable[[np.ndarray], Any], x: np.ndarray, axes: Sequence[int]) -> Any:
+    """``x`` as a part of an array that is longer along these axes."""
+    return place(np.pad(x, [(0, int(axis in axes)) for axis in range(x.ndim)]))[tuple(map(slice, x.shape))]
+
+
 LAYOUTS: dict[str, Callable[[Callable[[np.ndarray], Any], np.ndarray], Any]] = {
     "every other item": lambda place, x: place(np.repeat(x, 2, axis=0))[::2],
     "every third of the last axis": lambda place, x: place(np.repeat(x, 3, axis=-1))[..., ::3],
+    "cut out of a larger array": lambda place, x: _cut_out(place, x, range(x.ndim)),
+    "cut out along the second last axis": lambda place, x: _cut_out(place, x, (max(0, x.ndim - 2),)),
     "reversed": lambda place, x: place(np.ascontiguousarray(x[::-1]))[::-1],
     "reversed along the last axis": lambda place, x: place(np.ascontiguousarray(x[..., ::-1]))[..., ::-1],
     "first axis last": lambda place, x: place(np.ascontiguousarray(x.swapaxes(0, -1))).swapaxes(0, -1),

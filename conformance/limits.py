@@ -61,7 +61,10 @@ def in_a_long_row(limit: Limit) -> Limit:
 
     logits, *targets = limit.arguments
     of_rows = [longer(t, 0.0) if np.ndim(t) == np.ndim(logits) else t for t in targets]
-    options = {name: longer(x, True).astype(bool) if isinstance(x, list) else x for name, x in limit.options.items()}
+    options = {
+        name: longer(x, True).astype(np.asarray(x).dtype) if isinstance(x, list) else x
+        for name, x in limit.options.items()
+    }
     return dataclasses.replace(
         limit,
         arguments=(np.concatenate([logits, np.full((*np.shape(logits)[:-1], LONG - k), -INF)], axis=-1), *of_rows),
@@ -93,6 +96,13 @@ LIMITS: dict[str, Limit] = {
         {},
         [math.log(2)],
         [[0, 0, 0]],
+    ),
+    "a class of weight 0 costs nothing at -inf": Limit(
+        polyloss.softmax_cross_entropy,
+        ([[-INF, 0.0, 0.0], [0.0, 0.0, -INF]], [0, 1]),
+        {"class_weights": [0.0, 1.0, 1.0]},
+        [0, math.log(2)],
+        [[0, 0, 0], [0.5, -0.5, 0]],
     ),
     "one logit of +inf takes its limit, two or none finite are nan": Limit(
         polyloss.softmax_cross_entropy,

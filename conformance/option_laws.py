@@ -1,6 +1,6 @@
 """Laws of options that meet: with each other, with broadcasting, with an axis, and with many rows and classes.
 
-Whole calls are compared with NumPy's arithmetic in float64, written down once more here, without any care for rounding.
+Whole calls are compared with those of `plain`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 import polyloss
+from polyloss.conformance import plain
 from polyloss.conformance.compare import compare
 from polyloss.conformance.exact import LINES, ROWS
 from polyloss.conformance.laws import LAYOUTS, law
@@ -20,55 +21,25 @@ from polyloss.conformance.subject import RESOLUTION, Draw, Subject
 
 __all__: list[str] = []
 
-Found = tuple[np.ndarray, np.ndarray]  # the loss, and its gradient in the logits
 
-
-def _softmax(
-    logits: np.ndarray,
-    targets: np.ndarray,
-    axis: int,
-    weights: np.ndarray,
-    where: np.ndarray,
-    class_weights: np.ndarray | None,
-    class_mask: np.ndarray,
-    label_smoothing: float,
-    z_loss: float,
-) -> Found:
-    """The mean; every array has the shape of what it belongs to."""
-    x = np.where(class_mask, np.moveaxis(logits, axis, -1), -np.inf)
-    t = np.moveaxis(targets, axis, -1) if targets.dtype.kind == "f" else np.eye(x.shape[-1])[np.abs(targets)]
-    lse = np.log(np.sum(np.exp(x), axis=-1, keepdims=True))
-    count = np.sum(class_mask, axis=-1, keepdims=True)
-    c = np.ones(x.shape[-1]) if class_weights is None else class_weights
-    q = c * (t * (1 - label_smoothing) + class_mask * label_smoothing / count)
-    items = np.sum(q * np.where(class_mask, lse - x, 0), axis=-1) + z_loss * lse[..., 0] ** 2
-    factor = weights * where
-    factor = factor / np.sum(factor if class_weights is None else factor * np.sum(c * t, axis=-1))
-    slopes = (np.sum(q, axis=-1, keepdims=True) + 2 * z_loss * lse) * np.exp(x - lse) - q
-    return np.sum(factor * items), np.moveaxis(factor[..., None] * slopes, -1, axis)
-
-
-def _sigmoid(
-    x: np.ndarray, t: np.ndarray, weights: np.ndarray, where: np.ndarray, pos_weight: np.ndarray, label_smoothing: float
-) -> Found:
-    """Likewise."""
-    t = t * (1 - label_smoothing) + label_smoothing / 2
-    factor = weights * where
-    factor = factor / np.sum(factor)
-    items = pos_weight * t * np.log1p(np.exp(-x)) + (1 - t) * np.log1p(np.exp(x))
-    slopes = (1 - t) / (1 + np.exp(-x)) - pos_weight * t / (1 + np.exp(x))
-    return np.sum(factor * items), factor * slopes
-
-
-def _like(subject: Subject, arguments: dict[str, np.ndarray], options: dict[str, Any], found: Found, what: str) -> None:
+def _like(
+    subject: Subject,
+    arguments: dict[str, np.ndarray],
+    options: dict[str, Any],
+    items: plain.Items,
+    keep: Any,
+    what: str,
+) -> None:
     """Raises AssertionError where the route gives another mean or another gradient in the logits."""
+    mean, gradients = plain.reduced(items, weights=options.get("weights", 1.0), where=keep)
     loss = subject.row.loss
     subject.last.clear()
     subject.last.update(arguments | options)
     value, gradient = polyloss.value_and_grad(loss)(**subject.route.arrays(subject.last, subject.dtype))
-    subject.close(value, found[0], f"the mean, {what}", factor=10)
-    size = np.max(np.abs(found[1]))
-    compare(gradient, found[1], f"the gradient, {what}", subject.dtype, 30 * RESOLUTION[subject.dtype] * size, size)
+    subject.close(value, mean, f"the mean, {what}", factor=10)
+    slopes = gradients["logits"]
+    size = np.max(np.abs(slopes))
+    compare(gradient, slopes, f"the gradient, {what}", subject.dtype, 30 * RESOLUTION[subject.dtype] * size, size)
 
 
 SHAPES = (
@@ -112,10 +83,10 @@ def _sigmoid_together(
     weights, p = _as(subject, rng.random(one) + 0.5), _as(subject, rng.random(one) + 0.5)
     where = rng.random(two) < 0.8
     where.flat[0] = True
-    full = where.reshape(where.shape + (1,) * (len(shape) - where.ndim))
     options = {"weights": weights, "where": where, "pos_weight": p, "label_smoothing": e}
-    found = _sigmoid(x, t, weights, full, p, e)
-    _like(subject, {"logits": x, "targets": t}, options, found, f"weights of shape {one}, a mask of shape {two}")
+    items = plain.sigmoid(x, t, pos_weight=p, label_smoothing=e)
+    what = f"weights of shape {one}, a mask of shape {two}"
+    _like(subject, {"logits": x, "targets": t}, options, items, where, what)
 
 
 OPTIONS = ("class_weights", "label_smoothing", "z_loss", "ignore_index", "weights", "where")
@@ -126,7 +97,6 @@ def _softmax_together(
 ) -> None:
     axis %= len(shape)
     items, k = shape[:axis] + shape[axis + 1 :], shape[axis]
-    ones = np.ones(items)
     dropped = k // 2  # the class that every other item lacks
     lacking = (np.arange(items[-1])[:, None] % 2 == 1) & (np.arange(k) == dropped)
     mask = ~lacking & np.ones((*items, k), bool)
@@ -141,8 +111,7 @@ def _softmax_together(
         "ignore_index": -1,
     }
     options = {name: drawn[name] for name in names if not (soft and name == "ignore_index")}
-    mask = mask if "class_mask" in options else np.ones(mask.shape, bool)
-    keep = ones * options.get("where", True)
+    keep = plain.leading(options.get("where", True), items)
     x = _as(subject, rng.standard_normal(shape))
     if soft:
         t = _as(subject, rng.random(shape) / k) * np.moveaxis(mask, -1, axis)
@@ -151,14 +120,11 @@ def _softmax_together(
         t[t == dropped] = 0
     if "ignore_index" in options:
         t.flat[-1] = -1
-        keep = keep * (t >= 0)
-    weights = options.get("weights", np.ones(items[:1]))
-    found = _softmax(
-        x, t, axis, weights.reshape(weights.shape + (1,) * (len(items) - 1)) * ones, keep,
-        options.get("class_weights"), mask, options.get("label_smoothing", 0.0), options.get("z_loss", 0.0),
-    )  # fmt: skip
+        keep = keep & (t >= 0)
+    own = {name: option for name, option in options.items() if name not in ("ignore_index", "weights", "where")}
+    found = plain.softmax(x, t, axis=axis, **own)
     what = f"{'soft targets' if soft else 'labels'}, shape {shape}, axis {axis}, {', '.join(options) or 'no options'}"
-    _like(subject, {"logits": x, "targets": t}, options | {"axis": axis}, found, what)
+    _like(subject, {"logits": x, "targets": t}, options | {"axis": axis}, found, keep, what)
 
 
 def _as(subject: Subject, x: np.ndarray) -> np.ndarray:

@@ -88,6 +88,7 @@ def obey(
     magnitude: float = 1.0,
 ) -> None:  # fmt: skip
     """Asks one law of one row of `LOSSES`, or of a transform; it raises what the law raises."""
+    checks()  # have all laws put into the table
     route = Route(library, path, device)
     with route.inside(dtype):
         LAWS[law].run(Subject(row_of(loss), route, dtype), Draw(seed, n, magnitude))

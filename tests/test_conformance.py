@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from programs import python
 
 import polyloss
 from polyloss.__main__ import main
@@ -75,11 +76,19 @@ def test_a_law_that_does_not_hold_is_reproduced(monkeypatch: pytest.MonkeyPatch)
     def never(subject: Any, draw: Any) -> None:
         assert draw.n < 3, "three is too many"
 
+    checks()  # fills the table
     monkeypatch.setitem(LAWS, "shift", replace(LAWS["shift"], run=never))
     from polyloss.conformance import obey
 
     with pytest.raises(AssertionError, match="three is too many"):
         obey("shift", "softmax_cross_entropy", "numpy", "generic", "float32", n=3)
+
+
+def test_a_line_that_reproduces_runs_in_a_new_process() -> None:
+    """Which has put no law into the table yet."""
+    laws = ("any call", "masked classes", "again", "options together")
+    lines = [f"obey({law!r}, 'softmax_cross_entropy', 'numpy', 'generic', 'float32')" for law in laws]
+    assert python("from polyloss.conformance import obey", *lines) == ""
 
 
 def test_a_law_of_numbers_says_which_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
