@@ -155,24 +155,35 @@ def in_textbook(subject: Subject, draw: Draw) -> None:
     subject.close(subject.value(arguments, weights=weights), mean, "the weighted mean", factor=slack)
 
 
+MASKED: dict[str, Any] = {"where": np.zeros(3, bool)}
+NOTHING: tuple[tuple[dict[str, Any], float], ...] = (
+    (MASKED, np.nan),
+    ({"weights": np.zeros(3)}, np.nan),
+    ({"denominator": 0.0}, np.nan),
+    ({"denominator": 0}, np.nan),
+    (MASKED | {"reduction": "sum"}, 0.0),
+    (MASKED | {"denominator": 4.0}, 0.0),
+)
+"""Options for three items, and what the value is."""
+
+
 @law("nothing to average", once=True)
 def nothing(subject: Subject, draw: Draw) -> None:
     """Without anything to average the mean is NaN, the sum is 0, and the gradient is 0."""
-    arguments = subject.draw(draw, 3)
-    masked: dict[str, Any] = {"where": np.zeros(3, bool)}
-    cases = (
-        (masked, np.nan),
-        ({"weights": np.zeros(3)}, np.nan),
-        ({"denominator": 0.0}, np.nan),
-        (masked | {"reduction": "sum"}, 0.0),
-        (masked | {"denominator": 4.0}, 0.0),
-    )
-    for options, mean in cases:
+    arguments, route = subject.draw(draw, 3), subject.route
+    for options, mean in NOTHING:
+        what = f"with {', '.join(options)}"
         value, gradients = subject.value_and_gradients(arguments, **options)
-        same(value, np.asarray(mean), f"the value with {', '.join(options)}")
+        same(value, np.asarray(mean), f"the value {what}")
         for key, gradient in gradients.items():
-            zero = np.zeros(arguments[key].shape)
-            same(gradient, zero, f"the gradient in {key} with {', '.join(options)}")
+            same(gradient, np.zeros(arguments[key].shape), f"the gradient in {key} {what}")
+        first = next(iter(gradients))
+        of = functools.partial(_in_one, subject.row.loss, subject.given(arguments, options), first)
+        x = route.array(arguments[first], subject.dtype)
+        for way in (*route.autodiff, *(["twice"] if "backward" in route.autodiff else [])):
+            value, gradient = route.pulled(way, of, x)
+            same(value, np.asarray(mean), f"{way}'s value {what}")
+            same(np.abs(gradient), np.zeros(arguments[first].shape), f"{way}'s gradient in {first} {what}")
 
 
 @law("no items", once=True)

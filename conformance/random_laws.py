@@ -22,7 +22,7 @@ from polyloss.conformance.subject import RESOLUTION, Draw, Subject
 
 __all__: list[str] = []
 
-CALLS = 6  # of one draw
+CALLS = 10  # of one draw
 ORDINALS = ("first", "second", "third")
 SIZES = (1, 2, 3, 5, 8, 17, 32, 33, 40, 64, 100, 255, 257, 300, 513, 1025, 1100)
 LARGEST = {1: 3, 2: 40, 3: 300, 6: 1100}  # by the size of the draw
@@ -47,6 +47,7 @@ class Dice:
 
     def __init__(self, seed: tuple[int, ...], largest: int) -> None:
         self.rng, self.largest = np.random.default_rng(seed), largest
+        self.usual = self.now(0.3)  # no weights, and arrays as most users have them
 
     def one(self, *choices: Any) -> Any:
         return choices[self.rng.integers(len(choices))]
@@ -212,9 +213,9 @@ def _weigh(made: Made, dice: Dice, rng: Random) -> dict[str, Any]:
     items = made.items
     shapes = ((), items, items[:1], (1,) * len(items), (*items[:-1], 1), (1, *items[1:]))
     options: dict[str, Any] = {"reduction": dice.one("mean", "sum", "none")}
-    if dice.now(0.5):
+    if dice.now(0.5) and not dice.usual:
         options["weights"] = np.asarray(rng.random(shape := dice.one(*shapes)) * (rng.random(shape) < 0.9) * 2)
-    if dice.now(0.5):
+    if dice.now(0.5) and not dice.usual:
         options["where"] = np.asarray(rng.random(dice.one(*shapes)) < 0.8)
     if options["reduction"] == "mean" and dice.now(0.2):
         options["denominator"] = dice.one(3.0, -2.5, np.asarray(7.0))
@@ -263,7 +264,7 @@ def _asked(subject: Subject, dice: Dice, rng: Random, what: str) -> None:
     given = {key: _placed(route, x, kinds[key], dice) for key, x in asked.items()}
     parameters = inspect.signature(loss).parameters
     placed = [name for name in made.arguments if parameters[name].kind is not inspect.Parameter.KEYWORD_ONLY]
-    args = [given.pop(name) for name in placed] if dice.now(0.7) else []  # the calls that are replayed
+    args = [given.pop(name) for name in placed] if dice.usual or dice.now(0.5) else []  # the calls that are replayed
     got, found = polyloss.value_and_grad(loss, wrt)(*args, **given)
     wide = "float64" if subject.dtype == "float64" else "float32"
     _close(got, value, f"the value {what}", wide, wide)
@@ -278,7 +279,7 @@ def _asked(subject: Subject, dice: Dice, rng: Random, what: str) -> None:
 
 
 def _kind(subject: Subject, key: str, dice: Dice) -> str:
-    return str(dice.one("float32", "float64")) if dice.now(0.3) and key in SECOND else subject.dtype
+    return str(dice.one("float32", "float64")) if dice.now(0.3) and key in SECOND and not dice.usual else subject.dtype
 
 
 def _expected(
@@ -321,7 +322,7 @@ def _placed(route: Route, x: Any, kind: str, dice: Dice) -> Any:
     change = dice.one(*layouts)
     if not isinstance(x, np.ndarray):
         return x
-    movable = x.ndim > 0 and route.library in ("numpy", "torch", "cupy")
+    movable = x.ndim > 0 and not dice.usual and route.library in ("numpy", "torch", "cupy")
     return change(place, x) if dice.now(0.4) and movable else place(x)
 
 

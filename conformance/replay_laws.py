@@ -117,6 +117,37 @@ def _calls(subject: Subject, draw: Draw, options: dict[str, Any]) -> Iterator[Ca
         yield cast
 
 
+EQUAL = {"axis": 1, "ignore_index": 1, "denominator": 1, "margin": 1.0, "label_smoothing": 1.0, "z_loss": 1.0,
+         "temperature": 1.0, "weights": 1.0}  # fmt: skip
+"""Options that are equal to True, and are not the same."""
+
+
+@law("options of another type", only("numpy", "torch", "jax", "cupy", path="kernel"), once=True)
+def other_types(subject: Subject, draw: Draw) -> None:
+    """After calls with an option, one that is equal and of another type is what it would have been before them."""
+    loss = subject.row.loss
+    arguments = subject.draw(draw, 4)
+    for name, usual in EQUAL.items():
+        if name not in inspect.signature(loss).parameters:
+            continue
+        arrays, rest = _by_position(subject, arguments, {})
+        for compute in (loss, polyloss.value_and_grad(loss)):
+            with subject.on(Route(subject.route.library, "generic")).route.inside(subject.dtype):
+                expected = _outcome(compute, arrays, rest | {name: True})
+            for _ in range(3):
+                _outcome(compute, arrays, rest | {name: usual})
+            got = _outcome(compute, arrays, rest | {name: True})
+            assert got == expected, f"{name}=True, after calls with {usual}, is {got}, and before them {expected}"
+
+
+def _outcome(compute: Any, arrays: list[Any], rest: dict[str, Any]) -> str:
+    try:
+        compute(*arrays, **rest)
+    except (TypeError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "a value"
+
+
 def _by_autograd(loss: Any, x: Any, *arrays: Any, **rest: Any) -> tuple[Any, Any]:
     leaf = x.detach().requires_grad_()
     value = loss(leaf, *arrays, **rest)

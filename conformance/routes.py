@@ -244,7 +244,8 @@ class Route:
     def pulled(self, way: str, function: Callable[[Any], Any], x: Any, cotangent: Any = None) -> Answer:
         """``function(x)``, and its cotangent (ones) pulled back to ``x``, by the library's autodiff.
 
-        Twice the cotangent is sent, and the gradient is halved: exact, and a rule that ignores it is seen.
+        Twice the cotangent is sent, and the gradient is halved: exact, and a rule that ignores it is seen. In torch the
+        way "twice" is that of ``create_graph``.
         """
         if way == "formula":
             return to_numpy(function(x)), None
@@ -264,8 +265,9 @@ def _pulled_torch(way: str, function: Callable[[Any], Any], x: Any, cotangent: A
         function = torch.compile(function, fullgraph=True, dynamic=False)
     x = x.detach().requires_grad_()
     value = function(x)
-    value.backward(2 * (torch.ones_like(value) if cotangent is None else cotangent))
-    return to_numpy(value), _half(x.grad)
+    above = 2 * (torch.ones_like(value) if cotangent is None else cotangent)
+    (gradient,) = torch.autograd.grad(value, x, above, create_graph=way == "twice")
+    return to_numpy(value), _half(gradient)
 
 
 def _pulled_jax(way: str, function: Callable[[Any], Any], x: Any, cotangent: Any) -> Answer:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +15,7 @@ from polyloss.conformance.compare import compare, same
 from polyloss.conformance.laws import law, only
 from polyloss.conformance.routes import Route, rounded, to_numpy
 from polyloss.conformance.subject import Draw, Subject
+from polyloss.dispatch import generic
 
 __all__: list[str] = []
 
@@ -127,6 +132,104 @@ def _inside(key: str, x: np.ndarray) -> Any:
     return x > 0 if key in ("targets", "similar") else 1.0
 
 
+@law("unusual calls", only("torch", path="kernel", dtypes=("float64",)), once=True)
+def unusual(subject: Subject, draw: Draw) -> None:
+    """What torch does to a call after three usual ones is what it does to a first one."""
+    import torch
+
+    row, route = subject.row, subject.route
+    first, *others = row.arguments(draw.seed, 4).values()
+    x, rest = route.array(first), [route.array(other) for other in others]
+    v = route.array(draw.rng.standard_normal(first.shape))
+    parameters = list(inspect.signature(row.loss).parameters.values())
+    placed = [p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+    named = {
+        name: rest.pop(i - 1)
+        for i, name in reversed(list(enumerate(row.arguments(draw.seed, 4))))
+        if i and name not in placed
+    }
+    loss = functools.partial(row.loss, **named, **route.arrays(row.options, subject.dtype))
+    for name, way in UNUSUAL.items():
+        with generic():
+            expected = way(loss, x, v, rest)
+        for _ in range(3):
+            loss(x, *rest)
+        for got, right in zip(way(loss, x, v, rest), expected):
+            subject.close(got, right, f"what comes of {name}", factor=10)
+    assert not torch.is_inference_mode_enabled()
+
+
+def _forwards(loss: Any, x: Any, v: Any, rest: list[Any]) -> list[Any]:
+    from torch.autograd import forward_ad
+
+    with forward_ad.dual_level():
+        value, tangent = forward_ad.unpack_dual(loss(forward_ad.make_dual(x, v), *rest))
+        return [value, value * 0 if tangent is None else tangent]
+
+
+def _with_gradient(loss: Any, x: Any, rest: list[Any]) -> list[Any]:
+    value = loss(x, *rest)
+    value.backward()
+    return [value, x.grad]
+
+
+def _inferred(loss: Any, x: Any, v: Any, rest: list[Any]) -> list[Any]:
+    import torch
+
+    with torch.inference_mode():
+        return [loss(x.clone(), *rest).clone()]
+
+
+def _lowered(loss: Any, x: Any, v: Any, rest: list[Any]) -> list[Any]:
+    import torch
+
+    with torch.autocast(x.device.type, torch.bfloat16):
+        return _with_gradient(loss, x.clone().requires_grad_(), rest)
+
+
+def _traced(loss: Any, x: Any, v: Any, rest: list[Any]) -> list[Any]:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    graph = make_fx(lambda x: loss(x, *rest))(x)
+    return [graph(x), graph(x / 2)]
+
+
+def _func(name: str) -> Callable[..., list[Any]]:
+    def way(loss: Any, x: Any, v: Any, rest: list[Any]) -> list[Any]:
+        import torch
+
+        def of(x: Any) -> Any:
+            return loss(x, *rest)
+
+        if name == "jvp":
+            return list(torch.func.jvp(of, (x,), (v,)))
+        if name == "vmap":
+            return [torch.func.vmap(of)(torch.stack([x, x / 2]))]
+        return [torch.func.grad(of)(x)]
+
+    return way
+
+
+UNUSUAL: dict[str, Callable[..., list[Any]]] = {
+    "forward-mode differentiation": _forwards,
+    "func.grad": _func("grad"),
+    "func.jvp": _func("jvp"),
+    "func.vmap": _func("vmap"),
+    "inference mode": _inferred,
+    "tracing to a graph": _traced,
+    "autocast": _lowered,
+    "a parameter": lambda loss, x, v, rest: _with_gradient(loss, _parameter(x), rest),
+    "a negative view": lambda loss, x, v, rest: [loss((-x)._neg_view(), *rest)],
+    "a tensor that needs a gradient": lambda loss, x, v, rest: _with_gradient(loss, x.clone().requires_grad_(), rest),
+}
+
+
+def _parameter(x: Any) -> Any:
+    import torch
+
+    return torch.nn.Parameter(x.clone())
+
+
 COMPILED = ("softmax_cross_entropy", "sigmoid_cross_entropy")
 
 
@@ -158,6 +261,30 @@ def operations(subject: Subject, draw: Draw) -> None:
             slope = primitive.vjp(LIBRARY, cotangent, (True, False, False, False), None, leaf, *given)[0]
         subject.close(items, expected, f"the items of {primitive}")
         subject.close(leaf.grad, slope, f"the gradient of {primitive}", factor=10)
+
+
+def _compiled(route: Route, dtype: str, function: str) -> str:
+    asked = route.library == "torch" and route.path == "compiled" and dtype == "float32"
+    return "" if asked else "it is asked of torch.compile in float32 alone"
+
+
+@law("compiled targets", _compiled, once=True, functions=COMPILED)
+def compiled_targets(subject: Subject, draw: Draw) -> None:
+    """torch.compile gives targets that need a gradient theirs, for inputs that its code brings to a kernel too."""
+    import torch
+
+    loss, shape = subject.row.loss, (64, 80)
+    arguments = {"logits": draw.rng.standard_normal(shape), "targets": draw.rng.random(shape) / 80}
+    formula = Subject(replace(subject.row, options={}), Route("torch", "generic", subject.route.device), "float32")
+    value, slopes = formula.value_and_gradients(arguments)
+    given = [x.requires_grad_() for x in subject.given(arguments, {}).values()]
+    torch._dynamo.reset()
+    got = torch.compile(loss, fullgraph=True, dynamic=False)(*given)
+    got.backward()
+    subject.close(got, value, "the value")
+    for x, (key, slope) in zip(given, slopes.items()):
+        assert x.grad is not None, f"there is no gradient in {key}"
+        subject.close(x.grad, slope, f"the gradient in {key}", factor=10)
 
 
 def _narrow(route: Route, dtype: str, function: str) -> str:
