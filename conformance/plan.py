@@ -19,12 +19,12 @@ SLOWLY = "left to a longer run: a call takes long here"
 QUICK = {
     ("dask", "kernel"): (
         *("accuracy", "mask", "reductions", "textbook", "invalid values", "derivatives"),
-        "options together",
+        *("options together", "any call"),
     ),
     ("dask", "generic"): ("accuracy", "invalid values"),
     ("jax", "kernel"): (
         *("accuracy", "mask", "autodiff", "16 bits", "derivatives", "masked queries", "invalid values"),
-        *("batch axis", "rules of the kernels", "loops of labels"),
+        *("batch axis", "rules of the kernels", "loops of labels", "any call"),
     ),
     ("jax", "generic"): ("accuracy",),
     ("jax", "jit"): ("accuracy", "autodiff", "invalid values"),

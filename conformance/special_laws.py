@@ -278,6 +278,23 @@ def invalid(subject: Subject, draw: Draw) -> None:
         if isinstance(bad, float):
             arguments[key] = arguments[key].astype(np.float64)
         is_refused(subject, key, arguments, bad)
+    if function in ("softmax_cross_entropy", "log_loss"):
+        _beyond_32_bits(subject)
+
+
+def _beyond_32_bits(subject: Subject) -> None:
+    """Raises AssertionError where a label is read without its upper half; JAX would do it, so it gets NumPy's array."""
+    route = subject.route
+    labels = np.array([2**32 + 1, 0])
+    subject.last.update({"targets": labels})
+    p = route.array(np.full((2, 2), 0.5), subject.dtype)
+    try:
+        items = subject.row.loss(p, labels if route.library == "jax" else route.array(labels), reduction="none")
+    except ValueError as error:
+        if "targets" not in str(error):
+            raise AssertionError(f"the error does not name targets: {error}") from error
+    else:
+        assert np.isnan(to_numpy(items)[0]), f"a label of 2^32 + 1 is taken for one in range: {items}"
 
 
 def is_refused(subject: Subject, key: str, arguments: dict[str, np.ndarray], bad: Any) -> None:
