@@ -251,9 +251,10 @@ def weights_derivatives(subject: Subject, draw: Draw) -> None:
         (weighing, {"reduction": "mean"}),
         (weighing, {"reduction": "sum"}),
         (weighing | denominator, {}),
+        (denominator, {"where": True}),
     )
     for differentiated, reduction in by:
-        options = differentiated | {"where": np.arange(n) != 1} | reduction
+        options = {"where": np.arange(n) != 1} | differentiated | reduction
         given = subject.given(arguments, options)
         for key, x in differentiated.items():
             of = functools.partial(_in_one, subject.row.loss, given, key)
@@ -430,15 +431,23 @@ def large_batch(subject: Subject, draw: Draw) -> None:
         same(slope, gradients[key], f"the gradient in {key} of the sum")
 
 
-@law("lists", only("numpy", path="kernel", dtypes=("float64",)), once=True)
+@law("lists", only("numpy", "torch", path="kernel"), once=True)
 def lists(subject: Subject, draw: Draw) -> None:
-    """Lists and Python numbers are read."""
+    """Lists and Python numbers are read, into the dtype of the arrays beside them; alone, into NumPy's float64."""
     arguments = subject.draw(draw, 3)
     expected = subject.value(arguments, weights=np.array(2.0), denominator=np.array(3.0))
     listed = {key: x.tolist() for key, x in arguments.items()}
     subject.close(subject.value(listed, weights=2, denominator=3), expected, "the value of lists")
+    given = subject.given(arguments, {})
+    for key in list(listed)[1:]:
+        value = subject.row.loss(**given | {key: listed[key]})
+        subject.close(value, subject.value(arguments), f"the value with a list for {key}")
+        assert str(value.dtype).endswith(subject.dtype), f"a list for {key} gives {value.dtype}"
     value, _ = polyloss.value_and_grad(subject.row.loss)(**listed, **subject.row.options)
     assert value.dtype == np.float64, f"lists give {value.dtype}"
+    if subject.row.loss in (polyloss.bpr, polyloss.pairwise_hinge):
+        value = subject.row.loss(np.asarray(0.5, subject.dtype)[()], 0.25)
+        assert value.dtype == subject.dtype, f"a number of NumPy's and one of Python's give {value.dtype}"
 
 
 def _sixteen_bits(route: Route, dtype: str, function: str) -> str:

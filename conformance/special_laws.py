@@ -280,21 +280,39 @@ def invalid(subject: Subject, draw: Draw) -> None:
         is_refused(subject, key, arguments, bad)
     if function in ("softmax_cross_entropy", "log_loss"):
         _beyond_32_bits(subject)
+    if function == "softmax_cross_entropy":
+        _along_another_axis(subject)
+
+
+def _along_another_axis(subject: Subject) -> None:
+    """Raises AssertionError where an error names another place than that of the argument as it was given."""
+    logits, targets = np.zeros((3, 5)), np.zeros((3, 5))
+    targets[2, 1] = 7
+    try:
+        of(subject, subject.row.loss, axis=0).value({"logits": logits, "targets": targets})
+    except ValueError as error:
+        if "(2, 1)" not in str(error):
+            raise AssertionError(f"the error does not say that (2, 1) is invalid: {error}") from error
 
 
 def _beyond_32_bits(subject: Subject) -> None:
     """Raises AssertionError where a label is read without its upper half; JAX would do it, so it gets NumPy's array."""
     route = subject.route
-    labels = np.array([2**32 + 1, 0])
-    subject.last.update({"targets": labels})
     p = route.array(np.full((2, 2), 0.5), subject.dtype)
-    try:
-        items = subject.row.loss(p, labels if route.library == "jax" else route.array(labels), reduction="none")
-    except ValueError as error:
-        if "targets" not in str(error):
-            raise AssertionError(f"the error does not name targets: {error}") from error
-    else:
-        assert np.isnan(to_numpy(items)[0]), f"a label of 2^32 + 1 is taken for one in range: {items}"
+    wide: list[tuple[int, str, dict[str, Any]]] = [(2**32 + 1, "int64", {}), (2**64 - 1, "uint64", {})]
+    if subject.row.loss is polyloss.softmax_cross_entropy:
+        wide.append((2**64 - 100, "uint64", {"ignore_index": -100}))
+    for label, dtype, options in wide:
+        labels = np.array([label, 0], dtype)
+        subject.last.update({"targets": labels} | options)
+        given = labels if route.library == "jax" else route.array(labels)
+        try:
+            items = subject.row.loss(p, given, reduction="none", **options)
+        except ValueError as error:
+            if "targets" not in str(error):
+                raise AssertionError(f"the error does not name targets: {error}") from error
+        else:
+            assert np.isnan(to_numpy(items)[0]), f"a label of {label} is taken for one in range: {items}"
 
 
 def is_refused(subject: Subject, key: str, arguments: dict[str, np.ndarray], bad: Any) -> None:
@@ -307,8 +325,9 @@ def is_refused(subject: Subject, key: str, arguments: dict[str, np.ndarray], bad
         value = plain.value(arguments | {key: broken}, reduction="none")
         items = to_numpy(value)
     except ValueError as error:
-        if key not in str(error):
-            raise AssertionError(f"the error does not name {key}: {error}") from error
+        for said in (key, f"({n // 2},"):
+            if said not in str(error):
+                raise AssertionError(f"the error does not name {said}: {error}") from error
         return
     looked = (subject.route.library, subject.route.device) in ((name, "cpu") for name in ("numpy", "torch", "jax"))
     looked = looked and subject.route.path not in ("compiled", "jit")

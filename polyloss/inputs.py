@@ -6,7 +6,7 @@ import math
 import numbers
 import operator
 from collections import defaultdict
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from contextlib import AbstractContextManager
 from itertools import combinations
 from typing import Any
@@ -64,16 +64,20 @@ class Call:
                 self.dtype = self.xp.float64 if kind == "float64" else self.xp.float32
                 self._own[name] = value.dtype
                 return [value]
-        arrays = {name: self._floating(name, value) for name, value in values.items()}
-        deciding = [name for name, value in values.items() if not is_number_like(value)] or [
-            name for name, value in values.items() if isinstance(value, np.floating)
-        ]
-        wide = any(self._kind(arrays[name].dtype) == "float64" for name in deciding or values)
-        self.dtype = self.xp.float64 if wide else self.xp.float32
-        for name, value in values.items():
-            own = not is_number_like(value) or not deciding or name in deciding
-            self._own[name] = arrays[name].dtype if own else self.dtype
-        return list(arrays.values())
+        arrays = {name: self._floating(name, value) for name, value in values.items() if not is_number_like(value)}
+        if deciding := list(arrays):  # and numbers are read into that dtype, or they would lose digits
+            self.dtype = self._widest(arrays.values())
+        arrays |= {name: self._floating(name, value) for name, value in values.items() if name not in arrays}
+        if not deciding:
+            deciding = [name for name, value in values.items() if isinstance(value, np.floating)] or list(values)
+            self.dtype = self._widest([arrays[name] for name in deciding])
+        for name, x in arrays.items():
+            self._own[name] = x.dtype if name in deciding else self.dtype
+        return [arrays[name] for name in values]
+
+    def _widest(self, arrays: Iterable[Array]) -> Any:
+        """The dtype of the computation that these arrays decide."""
+        return self.xp.float64 if any(self._kind(x.dtype) == "float64" for x in arrays) else self.xp.float32
 
     def cast(self, x: Array) -> Array:
         """``x`` in the dtype of the computation."""
@@ -259,7 +263,8 @@ class Call:
             numbers_ = _read(name, value)
             if numbers_.dtype.kind not in "fiu" or numbers_.dtype.itemsize > 8:
                 raise TypeError(f"{name} must be real numbers of at most 64 bits, got {numbers_.dtype}")
-            return self.library.asarray(numbers_.astype(float), self.library.float_dtype(numbers_), self._placed)
+            dtype = self.dtype or self.library.float_dtype(numbers_)
+            return self.library.asarray(numbers_.astype(float), dtype, self._placed)
         x = self._array(name, value)
         if self._kind(x.dtype) not in FLOATS:
             raise TypeError(
