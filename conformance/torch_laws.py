@@ -132,6 +132,19 @@ def _inside(key: str, x: np.ndarray) -> Any:
     return x > 0 if key in ("targets", "similar") else 1.0
 
 
+@law("detached", only("torch"), once=True)
+def detached(subject: Subject, draw: Draw) -> None:
+    """What `polyloss.value_and_grad` gives needs no gradient, whatever the arguments do, given by name or by place."""
+    arguments = subject.draw(draw, 4)
+    given = subject.given(arguments, {"weights": np.ones(4), "denominator": np.asarray(2.0)})
+    for key in (*subject.row.floating(arguments), "weights", "denominator"):
+        given[key].requires_grad_()
+    both = polyloss.value_and_grad(subject.row.loss)
+    first = next(iter(arguments))
+    for found in (both(**given), both(given.pop(first), **given)):
+        assert not any(x.requires_grad for x in found), "the value or the gradient needs a gradient"
+
+
 @law("unusual calls", only("torch", path="kernel", dtypes=("float64",)), once=True)
 def unusual(subject: Subject, draw: Draw) -> None:
     """What torch does to a call after three usual ones is what it does to a first one."""

@@ -1,4 +1,4 @@
-"""What a second hunt planted that the checks let through at first: guards taken away, and what two options do together."""
+"""What a second hunt planted and the checks let through at first: guards taken away, options that meet."""
 
 from __future__ import annotations
 
@@ -75,6 +75,13 @@ FAULTS = (
         "backends/torch.py",
         "and x.layout is torch.strided and not x.is_neg()",
         "and x.layout is torch.strided",
+        ("torch",),
+    ),
+    Fault(
+        "results-need-a-gradient-that-arguments-by-name-need",
+        "gradients.py",
+        "kwargs = {name: dispatch.detached(x) for name, x in (preset | kwargs).items()} if preset or kwargs else kwargs",
+        "kwargs = preset | kwargs",
         ("torch",),
     ),
     Fault(
