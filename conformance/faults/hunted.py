@@ -80,8 +80,8 @@ FAULTS = (
     Fault(
         "results-need-a-gradient-that-arguments-by-name-need",
         "gradients.py",
-        "kwargs = {name: dispatch.detached(x) for name, x in (preset | kwargs).items()} if preset or kwargs else kwargs",
-        "kwargs = preset | kwargs",
+        "{name: dispatch.detached(x) for name, x in (preset | kwargs).items()} if preset or kwargs else kwargs",
+        "preset | kwargs",
         ("torch",),
     ),
     Fault(
