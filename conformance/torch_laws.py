@@ -281,7 +281,7 @@ def _compiled(route: Route, dtype: str, function: str) -> str:
     return "" if asked else "it is asked of torch.compile in float32 alone"
 
 
-@law("compiled targets", _compiled, once=True, functions=COMPILED)
+@law("compiled targets", _compiled, once=True, functions=COMPILED[:1])
 def compiled_targets(subject: Subject, draw: Draw) -> None:
     """torch.compile gives targets that need a gradient theirs, for inputs that its code brings to a kernel too."""
     import torch
