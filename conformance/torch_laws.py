@@ -20,6 +20,7 @@ from polyloss.dispatch import generic
 __all__: list[str] = []
 
 LARGE = 70_001
+REPLAYED = ("softmax_cross_entropy", "sigmoid_cross_entropy", "bpr")
 
 
 @law("threads", only("torch", path="kernel", dtypes=("float32",), device="cpu"), once=True)
@@ -145,7 +146,7 @@ def detached(subject: Subject, draw: Draw) -> None:
         assert not any(x.requires_grad for x in found), "the value or the gradient needs a gradient"
 
 
-@law("unusual calls", only("torch", path="kernel", dtypes=("float64",)), once=True)
+@law("unusual calls", only("torch", path="kernel", dtypes=("float64",)), once=True, functions=REPLAYED)
 def unusual(subject: Subject, draw: Draw) -> None:
     """What torch does to a call after three usual ones is what it does to a first one."""
     import torch
