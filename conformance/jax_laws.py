@@ -97,3 +97,27 @@ def loops(subject: Subject, draw: Draw) -> None:
     _, slopes = jax_labels.items_and_slopes(LIBRARY, primitive, cotangent, x, labels)
     expected = primitive.vjp(LIBRARY, cotangent, (True, False), None, x, labels)[0]
     subject.close(slopes, expected, "the slopes of loops of labels", factor=10)
+    _in_a_shard(subject, logits, np.asarray(labels))
+
+
+def _in_a_shard(subject: Subject, logits: np.ndarray, labels: np.ndarray) -> None:
+    """Raises AssertionError where a shard, in which no kernel is called, is given these loops for what they are not."""
+    import jax
+
+    options: list[dict[str, Any]] = [{}, {"label_smoothing": 0.25}, {"z_loss": 0.125}]
+    options += [{"class_weights": np.array([0.5, 2.0, 1.0, 0.25])}, {"class_mask": np.ones(4, bool)}]
+    own = [subject.route.arrays(given, "float32") for given in options]
+    x, y = (subject.route.array(a, "float32") for a in (logits, labels))
+    nowhere = jax.sharding.PartitionSpec()
+
+    def both(x: Any, y: Any) -> Any:
+        return [jax.value_and_grad(functools.partial(subject.row.loss, targets=y, **given))(x) for given in own]
+
+    mesh = jax.sharding.Mesh(np.array(jax.devices("cpu")[:1]), ("shards",))
+    found = jax.jit(jax.shard_map(both, mesh=mesh, in_specs=nowhere, out_specs=nowhere))(x, y)
+    formula = subject.on(Route("numpy", "generic"))
+    for given, (value, gradient) in zip(options, found):
+        expected, slopes = formula.value_and_gradients({"logits": logits, "targets": labels}, **given)
+        what = f"in a shard, with {', '.join(given) or 'no options'}"
+        subject.close(value, expected, f"the value {what}", factor=10)
+        subject.close(gradient, slopes["logits"], f"the gradient {what}", factor=10)

@@ -28,7 +28,7 @@ QUICK = {
     ),
     ("jax", "generic"): ("accuracy",),
     ("jax", "jit"): ("accuracy", "autodiff", "invalid values"),
-    ("torch", "compiled"): ("accuracy", "autodiff", "compiled targets"),
+    ("torch", "compiled"): ("accuracy", "autodiff", "compiled gradients"),
 }
 """What a quick run asks where every shape is compiled anew, or every operation is a task; of all others, everything."""
 

@@ -282,9 +282,9 @@ def _compiled(route: Route, dtype: str, function: str) -> str:
     return "" if asked else "it is asked of torch.compile in float32 alone"
 
 
-@law("compiled targets", _compiled, once=True, functions=COMPILED[:1])
-def compiled_targets(subject: Subject, draw: Draw) -> None:
-    """torch.compile gives targets that need a gradient theirs, for inputs that its code brings to a kernel too."""
+@law("compiled gradients", _compiled, once=True, functions=COMPILED[:1])
+def compiled_gradients(subject: Subject, draw: Draw) -> None:
+    """torch.compile keeps the gradient in targets, and torch.func's, where its code may call kernels."""
     import torch
 
     loss, shape = subject.row.loss, (64, 80)
@@ -299,6 +299,9 @@ def compiled_targets(subject: Subject, draw: Draw) -> None:
     for x, (key, slope) in zip(given, slopes.items()):
         assert x.grad is not None, f"there is no gradient in {key}"
         subject.close(x.grad, slope, f"the gradient in {key}", factor=10)
+    logits, targets = (x.detach() for x in given)
+    slope = torch.compile(torch.func.grad(loss), fullgraph=True, dynamic=False)(logits, targets)
+    subject.close(slope, slopes["logits"], "func.grad's gradient", factor=10)
 
 
 def _narrow(route: Route, dtype: str, function: str) -> str:

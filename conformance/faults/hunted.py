@@ -71,6 +71,20 @@ FAULTS = (
         ("torch",),
     ),
     Fault(
+        "kernels-in-compiled-code-under-torch-func",
+        "backends/torch.py",
+        "return _level() is None and not dispatch.is_generic()",
+        "return not dispatch.is_generic()",
+        ("torch",),
+    ),
+    Fault(
+        "loops-of-labels-forget-smoothing",
+        "backends/jax_labels.py",
+        "        and not (primitive.label_smoothing or primitive.z_loss)  # type: ignore[attr-defined]\n",
+        "",
+        ("jax",),
+    ),
+    Fault(
         "a-negative-view-read-as-it-lies-in-memory",
         "backends/torch.py",
         "and x.layout is torch.strided and not x.is_neg()",
