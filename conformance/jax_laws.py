@@ -34,23 +34,35 @@ def _on_kernels(route: Route, dtype: str, function: str) -> str:
 @law("rules of the kernels", _on_kernels, once=True, functions=COMPILED)
 def rules(subject: Subject, draw: Draw) -> None:
     """With options, values and derivatives by JAX's rules are the formula's, in targets too, forwards, twice, mixed."""
-    import jax
     import jax.numpy as jnp
 
-    from polyloss.backends.jax import LIBRARY
-    from polyloss.backends.jax_kernels import items
     from polyloss.primitives import LseCrossEntropy, SoftplusCrossEntropy
 
     rng = draw.rng
     x, t, p, v, w = (jnp.asarray(rng.random((130, 4)), jnp.float32) for _ in range(5))  # more than a block
-    primitive: Any = SoftplusCrossEntropy(0.25)
-    arrays: tuple[Any, ...] = x, t, p
+    cases: list[tuple[Any, tuple[Any, ...], tuple[Any, ...]]] = [(SoftplusCrossEntropy(0.25), (x, t, p), ())]
     if subject.row.loss is polyloss.softmax_cross_entropy:
-        primitive, arrays = LseCrossEntropy(0.25, 0.125), (x, t)
-    along = (v, w, v)[: len(arrays)]
+        labels = jnp.asarray(rng.integers(4, size=130), jnp.int32)
+        cases = [(LseCrossEntropy(0.25, 0.125), (x, t), ()), (LseCrossEntropy(0.25), (x,), (labels,))]
+    for primitive, arrays, rest in cases:
+        _follows(subject, primitive, arrays, rest, (v, w, v)[: len(arrays)])
 
-    def found(of: Any) -> Any:
+
+def _follows(
+    subject: Subject, primitive: Any, arrays: tuple[Any, ...], rest: tuple[Any, ...], along: tuple[Any, ...]
+) -> None:
+    """Raises AssertionError where a derivative in one of the arrays, at first or twice, is not the formula's."""
+    import jax
+
+    from polyloss.backends.jax import LIBRARY
+    from polyloss.backends.jax_kernels import items
+
+    def found(by: Any) -> Any:
         """The items; the gradient in every array; the slope; the slope of the slope, in all arrays at once."""
+
+        def of(*arrays: Any) -> Any:
+            return by(*arrays, *rest)
+
         value, pull = jax.vjp(of, *arrays)
         slope = functools.partial(_slope, of, along)
         return value, pull(value), *jax.jvp(slope, arrays, along)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 import polyloss
+from polyloss import dispatch
 from polyloss.conformance.compare import compare, same
 from polyloss.conformance.laws import law, only
 from polyloss.conformance.losses import LOSSES, Row
@@ -24,6 +25,13 @@ INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uin
 def of(subject: Subject, loss: Any, **options: Any) -> Subject:
     """A call of our own on the same route."""
     return Subject(Row(loss, lambda *_: {}, options), subject.route, subject.dtype, subject.last)
+
+
+@law("no kernel", only("numpy", "torch", path="generic"), once=True, functions=KERNELS)
+def no_kernel(subject: Subject, draw: Draw) -> None:
+    """The generic path is that of the formula: no kernel is there to be asked."""
+    x = subject.route.array(draw.rng.standard_normal(3), subject.dtype)
+    assert dispatch.kernels_for(dispatch.library_of(x), x) is None, "there are kernels inside of generic()"
 
 
 @law("labels of every dtype", once=True, functions=("softmax_cross_entropy", "log_loss"))
