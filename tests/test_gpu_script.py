@@ -30,7 +30,7 @@ def test_the_script_for_a_gpu_runs_dry_and_says_what_it_does_not_run(tmp_path: P
         reasons = {found["name"]: found["not run"] for found in workload["contestants"]}
         assert reasons.pop("polyloss, CuPy") == ""
         assert all(reason.startswith("NOT RUN: ") for reason in reasons.values())
-    assert len(document["bar"]) == 29
+    assert len(document["bar"]) == 37
     assert all(verdict["outcome"].startswith("NOT MEASURED") for verdict in document["bar"])
     for suffix in (".html", ".txt"):
         assert "NOT MEASURED" in (tmp_path / "gpu").with_suffix(suffix).read_text(encoding="utf-8")
@@ -75,6 +75,20 @@ def test_a_copy_by_either_library_is_the_limit_and_where_there_is_none_its_reaso
     assert verdicts([(workload, [ours, *copies])])[0][1] == "holds: 90% of 85% of a copy"
     copies[1] = Measurement(Contestant(COPIES[1], "torch"), [1.6])
     assert verdicts([(workload, [ours, *copies])])[0][1] == "MISSED: 80% of 85% of a copy"
+
+
+def test_logits_that_a_backward_reads_again_are_counted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(HERE.parent)
+    from benchmarks.gpu.contestants import COPIES, OURS, Contestant
+    from benchmarks.gpu.report import bandwidth
+    from benchmarks.gpu.timing import Measurement
+    from benchmarks.gpu.workloads import Workload
+
+    names = (*OURS, COPIES[0])
+    for loss, units in (("softmax", [2, 3, 2, 2]), ("sigmoid", [3, 3, 3, 2])):
+        workload = Workload(loss, (8, 10))
+        found = [bandwidth(workload, Measurement(Contestant(name, "torch"), [0.5])) for name in names]
+        assert found == [2 * 320 * n for n in units]
 
 
 def test_conformance_on_a_gpu_has_a_limit_of_time_and_leaves_its_report(

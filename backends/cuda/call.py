@@ -92,10 +92,14 @@ class Value:
 
 
 @functools.cache
-def room(device: int) -> int:
-    """Bytes of dynamic shared memory that one block may have."""
+def room(device: int, static: int = 2048) -> tuple[int, int]:
+    """Bytes of dynamic shared memory that one block may have, and each of two on a multiprocessor.
+
+    ``static``: what it has beside. The system takes a KiB for each block.
+    """
     if compiled.SIMULATED:
-        return 64 << 10
+        return 64 << 10, 32 << 10
     from polyloss.backends.cuda import driver
 
-    return driver.shared_memory(device) - 4096
+    block, multiprocessor = driver.shared_memory(device)
+    return block - driver.STATIC, min(block, multiprocessor // 2 - 1024) - static

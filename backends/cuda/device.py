@@ -36,6 +36,7 @@ __all__ = [
     "threads",
     "two_sum",
     "types",
+    "uint32",
     "vectors",
     "warp_barrier",
 ]
@@ -43,7 +44,7 @@ __all__ = [
 _here: Any = importlib.import_module(f"polyloss.backends.cuda.{'simulator' if SIMULATED else 'intrinsics'}")
 
 cuda, device, compile_ptx = _here.cuda, _here.device, _here.compile_ptx
-types, int32 = _here.types, _here.int32
+types, int32, uint32 = _here.types, _here.int32, _here.uint32
 thread, threads, block, blocks = _here.thread, _here.threads, _here.block, _here.blocks
 barrier, warp_barrier, shuffle, opaque = _here.barrier, _here.warp_barrier, _here.shuffle, _here.opaque
 

@@ -17,6 +17,7 @@ from typing import Any
 
 __all__ = [
     "OLDEST",
+    "STATIC",
     "Refused",
     "capability",
     "cubin",
@@ -32,9 +33,10 @@ __all__ = [
 OLDEST = (8, 0)
 """The compute capability from which on a pair of halves is rounded in one instruction."""
 
-MINOR, MAJOR, SHARED_OPT_IN = 76, 75, 97  # device attributes
+MINOR, MAJOR, SHARED_OPT_IN, SHARED_OF_ALL = 76, 75, 97, 81  # device attributes
 MAX_DYNAMIC_SHARED, SHARED_CARVEOUT = 8, 9  # function attributes
 POINTER, SIZE, END = 1, 2, 0  # of packed parameters
+STATIC = 2048  # bytes of shared memory that a kernel has beside the dynamic ones, at most
 RELAXED = 2  # the mode of a capture that forbids the capturing thread nothing
 PASSING = frozenset([2, *range(900, 909)])  # out of memory, or a stream is being captured
 
@@ -212,7 +214,7 @@ def function(text: str, code: bytes, device: int) -> Callable[[int, int, int, in
     _check(driver.cuModuleLoadData(ctypes.byref(module), code), "cuModuleLoadData")
     _check(driver.cuModuleGetFunction(ctypes.byref(handle), module, name[1].encode()), "cuModuleGetFunction")
     if ".extern .shared" in text:  # more than 48 KiB must be asked for
-        room = _attribute(device, SHARED_OPT_IN) - 4096  # what is static
+        room = _attribute(device, SHARED_OPT_IN) - STATIC
         _check(driver.cuFuncSetAttribute(handle, MAX_DYNAMIC_SHARED, room), "cuFuncSetAttribute")
         _check(driver.cuFuncSetAttribute(handle, SHARED_CARVEOUT, 100), "cuFuncSetAttribute")  # percent
     launch, kernel, current, move = driver.cuLaunchKernel, handle.value, driver.cuCtxGetCurrent, ctypes.memmove
@@ -236,6 +238,6 @@ def function(text: str, code: bytes, device: int) -> Callable[[int, int, int, in
     return run
 
 
-def shared_memory(device: int) -> int:
-    """Bytes of shared memory that a multiprocessor of the device gives one block, at most."""
-    return _attribute(device, SHARED_OPT_IN)
+def shared_memory(device: int) -> tuple[int, int]:
+    """Bytes of shared memory that one block may have, at most, and that a multiprocessor has."""
+    return _attribute(device, SHARED_OPT_IN), _attribute(device, SHARED_OF_ALL)

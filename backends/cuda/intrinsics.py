@@ -47,7 +47,7 @@ def compile_ptx(kernel: Any, letters: str, capability: tuple[int, int], bounds: 
     return str(text)
 
 
-int32 = types.int32
+int32, uint32 = types.int32, types.uint32
 
 
 @device

@@ -69,11 +69,12 @@ def shape_of(classes: int, size: int, aligned: bool, even: bool, device: int, bu
         if vectors <= FORMS[form].lanes * BATCH:
             return Shape(form, FORMS[form].lanes, 0, 0)
     # Two blocks on a multiprocessor, one of which reads while the other writes, as long as most of a row is kept.
-    batch, half = 256 * BATCH * 16, (room(device) - 2048) // 2
-    if vectors * 16 <= batch + half // batch * batch + 2 * batch:
-        form, most = "long256", half
+    batch = 256 * BATCH * 16
+    alone, beside = room(device, 1024 if size < 8 and not busy else 2048)
+    if vectors * 16 <= batch + beside // batch * batch + 2 * batch:
+        form, most = "long256", beside
     else:
-        form, most = "long256" if busy else "long512", room(device)
+        form, most = "long256" if busy else "long512", alone
     lanes = FORMS[form].lanes
     batch = lanes * BATCH * 16
     shelved = min(-(-vectors * 16 // batch) - 1, most // batch)

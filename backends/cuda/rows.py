@@ -26,6 +26,7 @@ from polyloss.backends.cuda.device import (
     thread,
     threads,
     two_sum,
+    uint32,
     vectors,
     warp_barrier,
 )
@@ -86,12 +87,12 @@ def row_of(x: str, wide: str, form: Form, masked: bool = False) -> SimpleNamespa
     @device
     def put(shelf, batch, lane, lanes, held):
         for w in range(HELD):  # neighbouring lanes side by side
-            shelf[(batch * HELD + w) * lanes + lane] = held[w]
+            shelf[uint32((batch * HELD + w) * lanes + lane)] = held[w]  # of a signed index Numba looks at the sign
 
     @device
     def take(shelf, batch, lane, lanes, held):
         for w in range(HELD):
-            held[w] = shelf[(batch * HELD + w) * lanes + lane]
+            held[w] = shelf[uint32((batch * HELD + w) * lanes + lane)]
 
     @device
     def peak(held, top):

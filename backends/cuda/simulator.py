@@ -73,6 +73,12 @@ def int32(x: Any) -> int:
     return int(x)
 
 
+def uint32(x: Any) -> int:
+    if not 0 <= x < 2**32:
+        raise Fault(f"{x} does not fit into 32 bits without a sign")
+    return int(x)
+
+
 # Memory of a block, and registers.
 
 

@@ -14,7 +14,7 @@ from benchmarks.gpu.workloads import Workload
 
 __all__ = ["COPIES", "OURS", "Contestant", "contestants", "release"]
 
-OURS = "polyloss, CuPy", "polyloss, torch"
+OURS = "polyloss, CuPy", "polyloss, torch", "polyloss, torch, value_and_grad"
 COPIES = "device-to-device copy, CuPy", "device-to-device copy, torch"
 Inputs = tuple[Any, ...]
 
@@ -152,6 +152,12 @@ def _ours_cupy(w: Workload, device: Device) -> Any:
 
 def _ours_torch(w: Workload, device: Device) -> Any:
     return _torch_inputs(w), _backward(_loss(w))
+
+
+def _ours_torch_at_once(w: Workload, device: Device) -> Any:
+    import polyloss
+
+    return _torch_inputs(w, grad=False), polyloss.value_and_grad(_loss(w))
 
 
 def _backward(loss: Callable[..., Any]) -> Callable[..., Any]:
@@ -327,6 +333,7 @@ def _triton(w: Workload, device: Device) -> Any:
 TABLE: tuple[tuple[str, str, Callable[[Workload, Device], Any]], ...] = (
     (OURS[0], "cupy", _ours_cupy),
     (OURS[1], "torch", _ours_torch),
+    (OURS[2], "torch", _ours_torch_at_once),
     (COPIES[0], "cupy", _copy_cupy),
     (COPIES[1], "torch", _copy),
     ("torch", "torch", _torch),

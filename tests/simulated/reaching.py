@@ -65,7 +65,7 @@ def placed(x: np.ndarray, shift: int = 0) -> np.ndarray:
 
 def call_of(key: Key, patch: pytest.MonkeyPatch) -> Call:
     """The call that launches this kernel."""
-    patch.setattr(lse, "room", lambda device: 2048 + 2 * 256 * BATCH * 16)
+    patch.setattr(lse, "room", lambda device, static: (2048 + 2 * 256 * BATCH * 16, 256 * BATCH * 16))
     patch.setattr(lse, "SPLIT", 0)
     return {
         "rows": _rows,
