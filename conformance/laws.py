@@ -448,6 +448,9 @@ def lists(subject: Subject, draw: Draw) -> None:
     if subject.row.loss in (polyloss.bpr, polyloss.pairwise_hinge):
         value = subject.row.loss(np.asarray(0.5, subject.dtype)[()], 0.25)
         assert value.dtype == subject.dtype, f"a number of NumPy's and one of Python's give {value.dtype}"
+        value = subject.row.loss([2, 1], [0, 3])
+        same(value, subject.row.loss(np.array([2.0, 1.0]), np.array([0.0, 3.0])), "the value of integers")
+        assert value.dtype == np.float64, f"lists of integers give {value.dtype}"
 
 
 def _sixteen_bits(route: Route, dtype: str, function: str) -> str:
