@@ -420,6 +420,11 @@ def large_batch(subject: Subject, draw: Draw) -> None:
             same(to_numpy(value)[part], alone, what)
             for key, slope in slopes.items():
                 same(to_numpy(gradients[key])[part], slope, f"the gradient in {key} of {what}")
+    _, gradients_beyond = subject.value_and_gradients(arguments, where=masked["where"], denominator=1e-45)
+    for key, gradient in gradients_beyond.items():
+        if key not in row.shared:
+            behind = to_numpy(gradient)[~masked["where"]]
+            same(behind, np.zeros_like(behind), f"the gradient in {key} of masked items, times infinity")
     items = subject.items(arguments)  # a kernel of its own
     halves = [subject.items(row.take(arguments, part)) for part in (slice(0, n // 2), slice(n // 2, n))]
     same(items, np.concatenate(halves), "the items of a large batch")

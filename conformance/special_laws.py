@@ -99,6 +99,12 @@ def masked_classes(subject: Subject, draw: Draw) -> None:
             subject.close(value, expected, f"the value with masked classes, axis={axis}")
             subject.close(gradient[..., :4], slopes["logits"], f"the gradient with masked classes, axis={axis}")
             same(gradient[..., 4:], np.zeros((5, 2, 2)), "the gradient in masked logits")
+        some = np.ones((5, 2, 6), bool)
+        some[1, 0] = False  # not one
+        masked = of(subject, polyloss.softmax_cross_entropy, class_mask=some, label_smoothing=e)
+        items, gradients = masked.value_and_gradients({"logits": logits, "targets": labels}, reduction="none")
+        same(np.isnan(to_numpy(items)), ~some[..., 0], "which item is NaN, of a row without a class")
+        same(to_numpy(gradients["logits"])[1, 0], np.zeros(6), "the gradient in a row without a class")
 
 
 @law("ignored labels", once=True, functions=SOFTMAX)
@@ -288,6 +294,8 @@ def invalid(subject: Subject, draw: Draw) -> None:
         is_refused(subject, key, arguments, bad)
     if function in ("softmax_cross_entropy", "log_loss"):
         _beyond_32_bits(subject)
+    if function == "log_loss":
+        _sums_near_one(subject)
     if function == "softmax_cross_entropy":
         _along_another_axis(subject)
 
@@ -301,6 +309,14 @@ def _along_another_axis(subject: Subject) -> None:
     except ValueError as error:
         if "(2, 1)" not in str(error):
             raise AssertionError(f"the error does not say that (2, 1) is invalid: {error}") from error
+
+
+def _sums_near_one(subject: Subject) -> None:
+    """Raises AssertionError where a row that sums to 1 to 1e-3 is refused, or one that does not is taken."""
+    arguments = {"probabilities": np.full((4, 2), 0.5), "targets": np.array([0, 1, 1, 0])}
+    is_refused(subject, "probabilities", arguments, 0.501)
+    near = {"probabilities": np.full((4, 2), 0.5 + 2.0**-12), "targets": arguments["targets"]}
+    subject.close(subject.items(near), -np.log(near["probabilities"][:, 0]), "items whose probabilities sum to 1.0005")
 
 
 def _beyond_32_bits(subject: Subject) -> None:

@@ -15,10 +15,30 @@ FAULTS = (
         HOST,
     ),
     Fault(
+        "masked-gradient-times-infinity-beyond-a-block",
+        "backends/cpu/elements.py",
+        "            if gradient and masked:  # 0 times",
+        "            if gradient and masked and at == 0:  # 0 times",
+        HOST,
+    ),
+    Fault(
+        "a-sum-of-probabilities-far-from-1-is-taken",
+        "evaluation.py",
+        'max(1e-3, call.resolution("probabilities"))',
+        'max(1e-2, call.resolution("probabilities"))',
+    ),
+    Fault(
         "weight-0-times-infinity-in-long-rows",
         "backends/cpu/rows.py",
         "item = q * limit(q, gap) + q * tail",
         "item = q * gap + q * tail",
+        HOST,
+    ),
+    Fault(
+        "gradient-of-a-row-without-a-class",
+        "backends/cpu/soft.py",
+        "        if masked and flag(mask, a) == zero:\n            return\n",
+        "",
         HOST,
     ),
     Fault(
