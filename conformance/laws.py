@@ -183,7 +183,7 @@ def nothing(subject: Subject, draw: Draw) -> None:
         for way in (*route.autodiff, *(["twice"] if "backward" in route.autodiff else [])):
             value, gradient = route.pulled(way, of, x)
             same(value, np.asarray(mean), f"{way}'s value {what}")
-            same(np.abs(gradient), np.zeros(arguments[first].shape), f"{way}'s gradient in {first} {what}")
+            same(np.abs(to_numpy(gradient)), np.zeros(arguments[first].shape), f"{way}'s gradient in {first} {what}")
 
 
 @law("no items", once=True)
@@ -423,7 +423,7 @@ def large_batch(subject: Subject, draw: Draw) -> None:
     _, gradients_beyond = subject.value_and_gradients(arguments, where=masked["where"], denominator=1e-45)
     for key, gradient in gradients_beyond.items():
         if key not in row.shared:
-            behind = to_numpy(gradient)[~masked["where"]]
+            behind = to_numpy(gradient)[np.logical_not(masked["where"])]
             same(behind, np.zeros_like(behind), f"the gradient in {key} of masked items, times infinity")
     items = subject.items(arguments)  # a kernel of its own
     halves = [subject.items(row.take(arguments, part)) for part in (slice(0, n // 2), slice(n // 2, n))]

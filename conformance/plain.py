@@ -26,7 +26,9 @@ class Items(NamedTuple):
 
 def _times(q: Array, loss: Array) -> Array:
     """The product, and 0 times infinity is 0."""
-    return np.multiply(q, loss, where=(q != 0) | np.isnan(loss), out=np.zeros(np.broadcast_shapes(q.shape, loss.shape)))
+    found = np.zeros(np.broadcast_shapes(q.shape, loss.shape))
+    np.multiply(q, loss, where=(q != 0) | np.isnan(loss), out=found)
+    return found
 
 
 def softmax(
@@ -77,7 +79,7 @@ def sigmoid(logits: Array, targets: Array, *, pos_weight: Array | float = 1.0, l
 
 def _pairs(positive_scores: Array, negative_scores: Array) -> Array:
     many = negative_scores.ndim > positive_scores.ndim
-    return (positive_scores[..., None] if many else positive_scores) - negative_scores
+    return np.asarray((positive_scores[..., None] if many else positive_scores) - negative_scores)
 
 
 def _of_pairs(losses: Array, slopes: Array, many: bool) -> Items:
@@ -100,7 +102,12 @@ def hinge(positive_scores: Array, negative_scores: Array, *, margin: float = 1.0
     return _of_pairs(np.maximum(d, 0), -1.0 * (d > 0), d.ndim > positive_scores.ndim)
 
 
-LOSSES = {"softmax_cross_entropy": softmax, "sigmoid_cross_entropy": sigmoid, "bpr": bpr, "pairwise_hinge": hinge}
+LOSSES: dict[str, Callable[..., Items]] = {
+    "softmax_cross_entropy": softmax,
+    "sigmoid_cross_entropy": sigmoid,
+    "bpr": bpr,
+    "pairwise_hinge": hinge,
+}
 
 
 def leading(x: Array | float, shape: tuple[int, ...]) -> Array:

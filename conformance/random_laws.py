@@ -99,7 +99,7 @@ def _softmax(dice: Dice, rng: Random) -> Made:
         options["z_loss"] = dice.one(0.0625, 0.5)
 
     def unread(kept: Array) -> Array:
-        return ~(keep & np.expand_dims(kept, axis))
+        return np.asarray(~(keep & np.expand_dims(kept, axis)))
 
     logits = dice.one(0.1, 1, 20) * rng.standard_normal(shape)
     if dice.now(0.2):
