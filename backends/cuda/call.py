@@ -98,7 +98,7 @@ def room(device: int, static: int = 2048) -> tuple[int, int]:
     ``static``: what it has beside. The system takes a KiB for each block.
     """
     if compiled.SIMULATED:
-        return 64 << 10, 32 << 10
+        return 64 << 10, (31 << 10) - static
     from polyloss.backends.cuda import driver
 
     block, multiprocessor = driver.shared_memory(device)
