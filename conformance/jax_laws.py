@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -126,11 +127,8 @@ def _in_a_shard(subject: Subject, logits: np.ndarray, labels: np.ndarray) -> Non
         return [jax.value_and_grad(functools.partial(subject.row.loss, targets=y, **given))(x) for given in own]
 
     mesh = jax.sharding.Mesh(np.array(jax.devices("cpu")[:1]), ("shards",))
-    if hasattr(jax, "shard_map"):
-        shard_map = jax.shard_map
-    else:  # before 0.6.1
-        from jax.experimental.shard_map import shard_map
-    found = jax.jit(shard_map(both, mesh=mesh, in_specs=nowhere, out_specs=nowhere))(x, y)
+    home = jax if hasattr(jax, "shard_map") else importlib.import_module("jax.experimental.shard_map")  # before 0.6.1
+    found = jax.jit(home.shard_map(both, mesh=mesh, in_specs=nowhere, out_specs=nowhere))(x, y)
     formula = subject.on(Route("numpy", "generic"))
     for given, (value, gradient) in zip(options, found):
         expected, slopes = formula.value_and_gradients({"logits": logits, "targets": labels}, **given)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -149,20 +147,9 @@ def detached(subject: Subject, draw: Draw) -> None:
 @law("unusual calls", only("torch", path="kernel", dtypes=("float64",)), once=True, functions=REPLAYED)
 def unusual(subject: Subject, draw: Draw) -> None:
     """What torch does to a call after three usual ones is what it does to a first one."""
-    import torch
-
-    row, route = subject.row, subject.route
-    first, *others = row.arguments(draw.seed, 4).values()
-    x, rest = route.array(first), [route.array(other) for other in others]
-    v = route.array(draw.rng.standard_normal(first.shape))
-    parameters = list(inspect.signature(row.loss).parameters.values())
-    placed = [p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY]
-    named = {
-        name: rest.pop(i - 1)
-        for i, name in reversed(list(enumerate(row.arguments(draw.seed, 4))))
-        if i and name not in placed
-    }
-    loss = functools.partial(row.loss, **named, **route.arrays(row.options, subject.dtype))
+    route, loss = subject.route, subject.row.loss
+    x, *rest = route.arrays(subject.draw(draw, 4)).values()
+    v = route.array(draw.rng.standard_normal(tuple(x.shape)))
     for name, way in UNUSUAL.items():
         with generic():
             expected = way(loss, x, v, rest)
@@ -170,7 +157,6 @@ def unusual(subject: Subject, draw: Draw) -> None:
             loss(x, *rest)
         for got, right in zip(way(loss, x, v, rest), expected):
             subject.close(got, right, f"what comes of {name}", factor=10)
-    assert not torch.is_inference_mode_enabled()
 
 
 def _forwards(loss: Any, x: Any, v: Any, rest: list[Any]) -> list[Any]:

@@ -92,7 +92,7 @@ class Value:
 
 
 @functools.cache
-def room(device: int, static: int = 2048) -> tuple[int, int]:
+def room(device: int, static: int) -> tuple[int, int]:
     """Bytes of dynamic shared memory that one block may have, and each of two on a multiprocessor.
 
     ``static``: what it has beside. The system takes a KiB for each block.

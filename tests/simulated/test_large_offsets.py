@@ -106,3 +106,12 @@ def test_elements(targets: str, layout: str) -> None:
 @pytest.mark.parametrize("name", ["sigmoid", "log_sigmoid", "softplus"])
 def test_transforms_of_elements(name: str) -> None:
     check(name, FAR // 33 + END, np.random.default_rng(0).standard_normal((END, 33)).astype(np.float16))
+
+
+@pytest.mark.parametrize(
+    ("as_index", "number"),
+    [(simulator.int32, 2**31), (simulator.int32, -(2**31) - 1), (simulator.uint32, -1), (simulator.uint32, 2**32)],
+)
+def test_a_number_that_32_bits_do_not_hold_is_a_fault(as_index: Callable[[Any], int], number: int) -> None:
+    with pytest.raises(simulator.Fault, match="32 bits"):
+        as_index(number)
