@@ -128,7 +128,7 @@ class Torch(Library):
 
     def apply(self, primitive: Primitive, *arrays: Array | None) -> Array:
         if not all(x is None or _is_plain(x) for x in arrays):
-            if _compiles_to_kernels(*arrays):
+            if _compiles_to_kernels(primitive, *arrays):
                 return _items_op(primitive, *arrays)
             return primitive.differentiable(self, *arrays)
         if self.differentiates(*arrays):
@@ -398,10 +398,11 @@ def _is_outermost() -> bool:
     return _level() is None and not dispatch.is_generic()
 
 
-def _compiles_to_kernels(x: Array, *others: Array | None) -> bool:
+def _compiles_to_kernels(primitive: Primitive, x: Array, *others: Array | None) -> bool:
     """Whether compiled code is to call the kernels."""
     return (
         is_compiling()
+        and type(primitive).__name__ in ("SoftplusCrossEntropy", "LseCrossEntropy")
         and not torch.compiler.is_exporting()
         and _is_outermost()
         and forward_ad._current_level < 0

@@ -113,7 +113,10 @@ def _at_limit(task: Task, limit: Limit, arrays: tuple[np.ndarray, ...], way: str
 
 # Laws.
 
-FURTHER = [("jax", "autodiff", "softmax_cross_entropy, soft, class mask")]
+FURTHER = [
+    ("jax", "autodiff", "softmax_cross_entropy, soft, class mask"),
+    ("torch", "compiled gradients", "softmax_cross_entropy, soft"),
+]
 """What is asked beside the first row of a loss where a call takes long: a formula that no kernel replaces."""
 
 

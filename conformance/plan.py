@@ -48,7 +48,11 @@ ELSEWHERE = {
 """What a quick run leaves to NumPy, whose kernels and formula are the same."""
 
 COMPILED = ("softmax_cross_entropy", "sigmoid_cross_entropy")
-PART = {"derivatives": (*COMPILED, "contrastive"), "batch axis": COMPILED}
+PART = {
+    "derivatives": (*COMPILED, "contrastive"),
+    "batch axis": COMPILED,
+    "any call": (*COMPILED, "bpr", "info_nce"),  # the losses on kernels
+}
 """The functions of which a quick run asks these in JAX."""
 LOGARITHMS = ("sigmoid_cross_entropy", "binary_log_loss")
 """The functions that a quick run asks in JAX's float64, whose logarithms are others than those of float32."""
@@ -77,7 +81,8 @@ def later(task: Task, name: str) -> str:
         narrow = task.dtype == "float32" or (task.dtype == "float64" and task.function in LOGARITHMS)
     few = True
     if route.path == "compiled":
-        few = task.function in COMPILED or (task.level == "standard" and name == "accuracy")
+        few = task.function in COMPILED or name == "compiled gradients"
+        few = few or (task.level == "standard" and name == "accuracy")
     elif task.level == "quick" and route.library == "jax":
         few = task.function in PART.get(name, (task.function,)) and (
             route.path == "jit" or task.function not in TRANSFORMS

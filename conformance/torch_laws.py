@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 import polyloss
 from polyloss.conformance.compare import compare, same
 from polyloss.conformance.laws import law, only
-from polyloss.conformance.routes import Route, rounded, to_numpy
+from polyloss.conformance.routes import DTYPES, Route, rounded, to_numpy
 from polyloss.conformance.subject import Draw, Subject
 from polyloss.dispatch import generic
 
@@ -224,6 +223,10 @@ UNUSUAL: dict[str, Callable[..., list[Any]]] = {
 }
 
 
+def _any_float(route: Route, dtype: str, function: str) -> str:
+    return only("torch", path="kernel", dtypes=DTYPES)(route, "float32", function)
+
+
 def _parameter(x: Any) -> Any:
     import torch
 
@@ -231,6 +234,21 @@ def _parameter(x: Any) -> Any:
 
 
 COMPILED = ("softmax_cross_entropy", "sigmoid_cross_entropy")
+
+
+@law("huge arrays", _any_float, once=True, functions=("softmax_cross_entropy",))
+def huge(subject: Subject, draw: Draw) -> None:
+    """A gradient so large that its memory comes from elsewhere is, in its first rows, that of a few rows."""
+    logits, labels = rounded(draw.rng.standard_normal((2, 32)), subject.dtype), np.array([3, 30])
+    value, gradients = subject.value_and_gradients({"logits": logits, "targets": labels}, reduction="sum")
+    times = 1 << 15  # 4 MiB in 16 bits
+    many = {"logits": np.tile(logits, (times, 1)), "targets": np.tile(labels, times)}
+    sum_of_many, slopes = subject.value_and_gradients(many, reduction="sum")
+    wide = Subject(subject.row, subject.route, "float64" if subject.dtype == "float64" else "float32")
+    wide.close(to_numpy(sum_of_many) / times, value, "the mean of copies")
+    same(
+        to_numpy(slopes["logits"]).reshape(times, 2, 32)[:: times - 1], [to_numpy(gradients["logits"])] * 2, "gradients"
+    )
 
 
 @law("compiled operations", only("torch", path="kernel", device="cpu"), once=True, functions=COMPILED)
@@ -268,26 +286,34 @@ def _compiled(route: Route, dtype: str, function: str) -> str:
     return "" if asked else "it is asked of torch.compile in float32 alone"
 
 
-@law("compiled gradients", _compiled, once=True, functions=COMPILED[:1])
+@law("compiled gradients", _compiled, once=True)
 def compiled_gradients(subject: Subject, draw: Draw) -> None:
-    """torch.compile keeps the gradient in targets, and torch.func's, where its code may call kernels."""
+    """torch.compile keeps every gradient, and torch.func's, of inputs so large that its code may call kernels."""
     import torch
 
-    loss, shape = subject.row.loss, (64, 80)
-    arguments = {"logits": draw.rng.standard_normal(shape), "targets": draw.rng.random(shape) / 80}
-    formula = Subject(replace(subject.row, options={}), Route("torch", "generic", subject.route.device), "float32")
+    arguments = subject.draw(draw, 80 if subject.row.loss is polyloss.info_nce else 5000)
+    formula = subject.on(Route("torch", "generic", subject.route.device))
     value, slopes = formula.value_and_gradients(arguments)
-    given = [x.requires_grad_() for x in subject.given(arguments, {}).values()]
+    given = subject.given(arguments, {})
+    wrt = subject.row.floating(arguments)
+
+    def of(*arrays: Any) -> Any:
+        return subject.row.loss(**given | dict(zip(wrt, arrays)))
+
     torch._dynamo.reset()
-    got = torch.compile(loss, fullgraph=True, dynamic=False)(*given)
-    got.backward()
-    subject.close(got, value, "the value")
-    for x, (key, slope) in zip(given, slopes.items()):
-        assert x.grad is not None, f"there is no gradient in {key}"
-        subject.close(x.grad, slope, f"the gradient in {key}", factor=10)
-    logits, targets = (x.detach() for x in given)
-    slope = torch.compile(torch.func.grad(loss), fullgraph=True, dynamic=False)(logits, targets)
-    subject.close(slope, slopes["logits"], "func.grad's gradient", factor=10)
+    compiler = {"fullgraph": True, "dynamic": False, "backend": "aot_eager"}  # all but the writing of machine code
+    has_kernels = subject.row.loss.__name__ in COMPILED  # for a gradient in the predictions alone
+    for moving in dict.fromkeys((wrt, wrt[:1] if has_kernels else wrt)):
+        leaves = [given[key].detach().requires_grad_(key in moving) for key in wrt]
+        got = torch.compile(of, **compiler)(*leaves)
+        got.backward()
+        subject.close(got, value, "the value")
+        for x, key in zip(leaves, moving):
+            assert x.grad is not None, f"there is no gradient in {key}"
+            subject.close(x.grad, slopes[key], f"the gradient in {key}", factor=10)
+    if has_kernels:
+        slope = torch.compile(torch.func.grad(of), **compiler)(*(given[key] for key in wrt))
+        subject.close(slope, slopes[wrt[0]], "func.grad's gradient", factor=10)
 
 
 def _narrow(route: Route, dtype: str, function: str) -> str:
