@@ -18,6 +18,9 @@ __all__ = ["LOSSES", "Row", "of_seven_bits", "row_of"]
 
 Arguments = dict[str, np.ndarray]
 
+WEIGHTS = ("class_weights", "pos_weight")
+"""Floating arguments that are no variables of a loss."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -37,7 +40,7 @@ class Row:
 
     def floating(self, arguments: Arguments) -> tuple[str, ...]:
         """The parameters that the loss can be differentiated in."""
-        return tuple(name for name, x in arguments.items() if x.dtype.kind == "f" and name not in ("class_weights",))
+        return tuple(name for name, x in arguments.items() if x.dtype.kind == "f" and name not in WEIGHTS)
 
     def take(self, arguments: Arguments, items: Any) -> Arguments:
         return {name: x if name in self.shared else x[items] for name, x in arguments.items()}
@@ -49,6 +52,10 @@ def _sigmoid(soft: bool) -> Callable[..., Arguments]:
         return {"logits": magnitude * rng.standard_normal((n, 3)), "targets": targets}
 
     return draw
+
+
+def _weighted_positives(rng: np.random.Generator, n: int, magnitude: float) -> Arguments:
+    return _sigmoid(soft=True)(rng, n, magnitude) | {"pos_weight": rng.random((n, 3)) + 0.5}
 
 
 def _softmax(
@@ -153,6 +160,9 @@ LOSSES: dict[str, Row] = {
         {"label_smoothing": 0.1, "pos_weight": 2.5},
         {"targets": -0.5},
         item_shape=(3,),
+    ),
+    "sigmoid_cross_entropy, weighted positives": Row(
+        polyloss.sigmoid_cross_entropy, _weighted_positives, garbage={"targets": 1.5}, item_shape=(3,)
     ),
     "softmax_cross_entropy": Row(polyloss.softmax_cross_entropy, _softmax(), garbage={"targets": -7}),
     "softmax_cross_entropy, soft": Row(polyloss.softmax_cross_entropy, _softmax(soft=True), garbage={"targets": 2.0}),

@@ -6,7 +6,7 @@ A loss gives its `Items`; `reduced` makes the value and the gradients of them, f
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,7 @@ class Items(NamedTuple):
     losses: Array
     pull: Callable[[Array], Gradients]  # from a factor of each item to the gradient in each parameter
     mass: Array | float = 1.0  # what an item weighs in the mean, beside its weight
+    mass_pull: Callable[[Array], Gradients] = lambda factor: {}  # as `pull`, of the masses
 
 
 def _times(q: Array, loss: Array) -> Array:
@@ -53,28 +54,48 @@ def softmax(
     top = np.max(x, axis=-1, keepdims=True)
     lse = top + np.log(np.sum(np.exp(x - top), axis=-1, keepdims=True))
     c = np.ones(classes) if class_weights is None else class_weights
-    q = c * (t * (1 - label_smoothing) + keep * label_smoothing / np.sum(keep, axis=-1, keepdims=True))
+    smooth = t * (1 - label_smoothing) + keep * label_smoothing / np.sum(keep, axis=-1, keepdims=True)
+    q = c * smooth
     gaps = np.where(keep, lse - x, 0)
     slopes = (np.sum(q, axis=-1, keepdims=True) + 2 * z_loss * lse) * np.exp(x - lse) - q
+    by_target = np.where((q == 0) & (x == -np.inf), lse - top, lse - x)  # 0 times infinity is 0, also in a derivative
 
     def pull(factor: Array) -> Gradients:
-        return {"logits": np.moveaxis(factor[..., None] * slopes, -1, axis)}
+        f = factor[..., None]
+        by = {"logits": f * slopes} | ({"targets": _times(f, by_target * c * (1 - label_smoothing))} if soft else {})
+        found = {key: np.moveaxis(slope, -1, axis) for key, slope in by.items()}
+        return found | {"class_weights": _rest(_times(f * smooth, by_target))}
 
-    mass = 1.0 if class_weights is None else np.sum(c * t, axis=-1)
-    return Items(np.sum(_times(q, gaps), axis=-1) + z_loss * lse[..., 0] ** 2, pull, mass)
+    def mass_pull(factor: Array) -> Gradients:
+        f = factor[..., None]
+        found = {"class_weights": _rest(f * t)}
+        return found | ({"targets": np.moveaxis(np.broadcast_to(f * c, x.shape), -1, axis)} if soft else {})
+
+    items = np.sum(_times(q, gaps), axis=-1) + z_loss * lse[..., 0] ** 2
+    return Items(items, pull) if class_weights is None else Items(items, pull, np.sum(c * t, axis=-1), mass_pull)
 
 
-def sigmoid(logits: Array, targets: Array, *, pos_weight: Array | float = 1.0, label_smoothing: float = 0.0) -> Items:
+def _rest(x: Array, shape: tuple[int, ...] | None = None) -> Array:
+    """The sum over what was broadcast, to a shape; by default to the last axis."""
+    shape = x.shape[-1:] if shape is None else shape
+    full = (1,) * (x.ndim - len(shape)) + shape
+    summed = np.sum(x, axis=tuple(i for i, n in enumerate(full) if n == 1), keepdims=True)
+    return np.reshape(np.broadcast_to(summed, full), shape)
+
+
+def sigmoid(logits: Array, targets: Array, *, pos_weight: Any = 1.0, label_smoothing: float = 0.0) -> Items:
     """Sigmoid cross-entropy."""
-    x, t = logits, targets * (1 - label_smoothing) + label_smoothing / 2
+    x, t, p = logits, targets * (1 - label_smoothing) + label_smoothing / 2, np.asarray(pos_weight)
     above, below = np.logaddexp(0, x), np.logaddexp(0, -x)  # softplus of x and of -x
-    slopes = (1 - t) * np.exp(-below) - pos_weight * t * np.exp(-above)
-    by_target = (pos_weight * below - above) * (1 - label_smoothing)
+    slopes = (1 - t) * np.exp(-below) - p * t * np.exp(-above)
+    by_target = np.where(p == 1, -x, p * below - above) * (1 - label_smoothing)
+    by_weight = _times(t, below)
 
     def pull(factor: Array) -> Gradients:
-        return {"logits": factor * slopes, "targets": factor * by_target}
+        found = {"logits": factor * slopes, "targets": _times(factor, by_target)}
+        return found | {"pos_weight": _rest(_times(factor, by_weight), p.shape)}
 
-    return Items(_times(pos_weight * t, below) + _times(1 - t, above), pull)
+    return Items(_times(p * t, below) + _times(1 - t, above), pull)
 
 
 def _pairs(positive_scores: Array, negative_scores: Array) -> Array:
@@ -131,9 +152,14 @@ def reduced(
     losses = np.where(keep, items.losses, 0.0)
     if reduction == "none":
         return w * losses, items.pull(w)
-    total = 1.0
+    total, by_mass = 1.0, reduction == "mean" and denominator is None
     if reduction == "mean":
         total = np.sum(np.where(keep, w * items.mass, 0.0)) if denominator is None else denominator
     if total == 0:
         return np.asarray(np.nan), items.pull(np.zeros(shape))
-    return np.sum(w * losses) / total, items.pull(w / total)
+    value = np.sum(w * losses) / total
+    gradients = items.pull(w / total)
+    if by_mass:
+        for key, part in items.mass_pull(np.where(w == 0, 0.0, -value * w / total)).items():
+            gradients[key] = gradients[key] + part
+    return value, gradients

@@ -15,7 +15,7 @@ import numpy as np
 import polyloss
 from polyloss.conformance import plain
 from polyloss.conformance.budget import HALF
-from polyloss.conformance.compare import compare
+from polyloss.conformance.compare import compare, same
 from polyloss.conformance.laws import LAYOUTS, law
 from polyloss.conformance.routes import Route, rounded, to_numpy
 from polyloss.conformance.subject import RESOLUTION, Draw, Subject
@@ -105,7 +105,10 @@ def _softmax(dice: Dice, rng: Random) -> Made:
     if dice.now(0.2):
         logits = np.where(rng.random(shape) < 0.9, logits, -np.inf)
         np.moveaxis(logits, axis, -1)[..., 0] = 0.0
-    return Made({"logits": logits, "targets": targets}, options, items, {"logits": unread}, ignored)
+    found: dict[str, Callable[[Array], Array]] = {"logits": unread}
+    if targets.shape == shape:
+        found["targets"] = lambda kept: np.broadcast_to(~np.expand_dims(kept, axis), shape)
+    return Made({"logits": logits, "targets": targets}, options, items, found, ignored)
 
 
 def _sigmoid(dice: Dice, rng: Random) -> Made:
@@ -121,7 +124,20 @@ def _sigmoid(dice: Dice, rng: Random) -> Made:
     logits = dice.one(0.1, 1, 20) * rng.standard_normal(items)
     if dice.now(0.2):
         logits = np.where(rng.random(items) < 0.9, logits, np.copysign(np.inf, logits))
-    return Made({"logits": logits, "targets": targets}, options, items, {"logits": np.invert})
+    unread: dict[str, Callable[[Array], Array]] = {"logits": np.invert, "targets": np.invert}
+    if "pos_weight" in options:
+        unread["pos_weight"] = _of_no_item(np.shape(options["pos_weight"]))
+    return Made({"logits": logits, "targets": targets}, options, items, unread)
+
+
+def _of_no_item(shape: tuple[int, ...]) -> Callable[[Array], Array]:
+    """Where an array of that shape, which is broadcast to the items, is of none that is kept."""
+
+    def unread(kept: Array) -> Array:
+        places = np.arange(np.prod(shape, dtype=int)).reshape(shape)
+        return np.asarray(~np.isin(places, np.broadcast_to(places, kept.shape)[kept]))
+
+    return unread
 
 
 def _pairs(dice: Dice, rng: Random) -> Made:
@@ -214,7 +230,9 @@ def _weigh(made: Made, dice: Dice, rng: Random) -> dict[str, Any]:
     shapes = ((), items, items[:1], (1,) * len(items), (*items[:-1], 1), (1, *items[1:]))
     options: dict[str, Any] = {"reduction": dice.one("mean", "sum", "none")}
     if dice.now(0.5) and not dice.usual:
-        options["weights"] = np.asarray(rng.random(shape := dice.one(*shapes)) * (rng.random(shape) < 0.9) * 2)
+        weights = rng.random(shape := dice.one(*shapes)) * 2
+        finite = all(np.all(np.isfinite(x)) for x in made.arguments.values())  # 0 times infinity is not asked
+        options["weights"] = np.asarray(np.where(rng.random(shape) < 0.9, weights, 0.0 if finite else 1.0))
     if dice.now(0.5) and not dice.usual:
         options["where"] = np.asarray(rng.random(dice.one(*shapes)) < 0.8)
     if options["reduction"] == "mean" and dice.now(0.2):
@@ -237,12 +255,16 @@ def any_call(subject: Subject, draw: Draw) -> None:
     route = subject.route
     times = 1 if route.path == "generic" or route.library == "dask" else 2 if route.library == "jax" else 3
     for i in range(CALLS // 2 if route.compiles else CALLS):
+        found = []
         for time in range(times):
             dice, rng = Dice((draw.seed, i), largest), np.random.default_rng((draw.seed, i, time))
-            _asked(subject, dice, rng, f"when it comes the {ORDINALS[time]} time")
+            found += [(x, to_numpy(x).copy()) for x in _asked(subject, dice, rng, f"the {ORDINALS[time]} time")]
+        for x, before in found:
+            same(x, before, "what a call gave, after later ones")
 
 
-def _asked(subject: Subject, dice: Dice, rng: Random, what: str) -> None:
+def _asked(subject: Subject, dice: Dice, rng: Random, what: str) -> list[Any]:
+    """Value and gradients of one call, which are what they should be."""
     route, loss = subject.route, subject.row.loss
     made = DRAWS[loss.__name__](dice, rng)
     weighing = _weigh(made, dice, rng)
@@ -251,14 +273,13 @@ def _asked(subject: Subject, dice: Dice, rng: Random, what: str) -> None:
     meant = {key: rounded(x, kinds[key]) if isinstance(x, np.ndarray) else x for key, x in meant.items()}
     keep = plain.leading(meant.get("where", True), made.items) & ~np.asarray(made.ignored)
     names = subject.row.floating(made.arguments)
-    wrt = (
-        names if dice.now(0.5) and loss.__name__ in ("bpr", "pairwise_hinge", "contrastive", "info_nce") else names[:1]
-    )
+    wrt = names[:1] if dice.now(0.5) else dice.one(names, names[-1:])
     value, gradients = _expected(subject, made, meant, keep, wrt)
     asked = dict(meant)
     if dice.now(0.5):
         for key, unread in made.unread.items():
-            asked[key] = np.where(unread(keep), np.nan, asked[key])
+            if _floats(asked[key]):
+                asked[key] = np.asarray(np.where(unread(keep), np.nan, asked[key]), asked[key].dtype)
         if np.shape(asked.get("weights", 0.0)) == made.items:
             asked["weights"] = np.where(keep, asked["weights"], np.nan)
     subject.last.clear()
@@ -274,11 +295,22 @@ def _asked(subject: Subject, dice: Dice, rng: Random, what: str) -> None:
         _close(gradient, gradients[key], f"the gradient in {key} {what}", wide, kinds[key])
     if dice.now(0.5):
         _close(loss(*args, **given), value, f"the value alone {what}", wide, wide)
-    if args and route.autodiff and dice.now(0.7):
+    results = [got, *found]
+    if route.autodiff and dice.now(0.7):
         way = dice.one(*{"torch": ("backward", "twice"), "jax": ("vjp",)}.get(route.library, route.autodiff))
-        result, gradient = route.pulled(way, lambda x: loss(x, *args[1:], **given), args[0])
+        by_name = dict(zip(placed, args)) | given
+        key = wrt[0] if dice.usual else dice.one(*(key for key in gradients if _floats(meant.get(key))))
+
+        def of(x: Any) -> Any:
+            if key in placed and args:
+                return loss(*(x if name == key else by_name[name] for name in placed), **given)
+            return loss(*args, **given | {key: x})
+
+        result, gradient = route.pulled(way, of, by_name[key])
         _close(result, value, f"{way}'s value {what}", wide, wide)
-        _close(gradient, gradients[wrt[0]], f"{way}'s gradient {what}", wide, kinds[wrt[0]])
+        _close(gradient, gradients[key], f"{way}'s gradient in {key} {what}", wide, kinds[key])
+        results += [result, gradient]
+    return results
 
 
 def _kind(subject: Subject, key: str, dice: Dice) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import polyloss
 from polyloss.conformance.compare import same
 from polyloss.conformance.laws import law, only
-from polyloss.conformance.routes import Route
+from polyloss.conformance.routes import Route, to_numpy
 from polyloss.conformance.subject import Draw, Subject
 
 __all__: list[str] = []
@@ -71,11 +71,13 @@ def again_and_again(subject: Subject, draw: Draw) -> None:
     if subject.route.library == "torch":
         ways[" by autograd"] = functools.partial(_by_autograd, row.loss)
         ways[" by autograd, after some without"] = functools.partial(_after_some_without, row.loss)
+        ways[" by autograd, after another was computed"] = functools.partial(_after_another, row.loss)
     # Without options once more: those of the call before must be forgotten.
     for options in ({}, {"reduction": "sum"} | dict.fromkeys(_numbers(row.loss), 0.25), {}):
         calls = list(_calls(subject, draw, options))
         expected = [c.subject.on(formula).value_and_gradients(c.arguments, **options) for c in calls]
         for way, compute in ways.items():
+            kept = []
             for call, (exact, slopes) in zip(calls, expected):
                 what = f"of a call{way}, {call.kind}, with {', '.join(options) or 'no options'}"
                 result = compute(*call.arrays, **call.rest)
@@ -83,6 +85,9 @@ def again_and_again(subject: Subject, draw: Draw) -> None:
                 call.subject.close(value, exact, f"the value {what}", factor=10)
                 if gradient is not None:
                     call.subject.close(gradient, slopes[first], f"the gradient in {first} {what}", factor=10)
+                    kept.append((gradient, to_numpy(gradient).copy()))
+            for gradient, before in kept:
+                same(gradient, before, f"a gradient{way}, after later calls")
 
 
 def _calls(subject: Subject, draw: Draw, options: dict[str, Any]) -> Iterator[Call]:
@@ -153,6 +158,15 @@ def _by_autograd(loss: Any, x: Any, *arrays: Any, **rest: Any) -> tuple[Any, Any
     value = loss(leaf, *arrays, **rest)
     (3 * value).backward()
     return value, leaf.grad / 3
+
+
+def _after_another(loss: Any, x: Any, *arrays: Any, **rest: Any) -> tuple[Any, Any]:
+    """The graph of the first loss is still there while the second one is computed."""
+    leaf = x.detach().requires_grad_()
+    value = loss(leaf, *arrays, **rest)
+    loss(x.detach().flip(0).requires_grad_(), *arrays, **rest)
+    value.backward()
+    return value, leaf.grad
 
 
 def _after_some_without(loss: Any, x: Any, *arrays: Any, **rest: Any) -> tuple[Any, Any]:

@@ -128,6 +128,39 @@ def ignored(subject: Subject, draw: Draw) -> None:
             same(gradient[~keep], np.zeros((np.sum(~keep), k)), "the gradient in ignored rows")
 
 
+WIDEST = 2**24 + 9
+"""Classes that single precision does not count."""
+
+
+@law("many classes", only("numpy", path="kernel", dtypes=("float32",)), once=True, functions=SOFTMAX)
+def many_classes(subject: Subject, draw: Draw) -> None:
+    """A label is read to its last bit, among more classes than single precision counts."""
+    logits, label = np.zeros((1, WIDEST), np.float32), WIDEST - 2
+    logits[0, label - 1 : label + 2] = 20, 19, 18
+    value, gradients = subject.value_and_gradients({"logits": logits, "targets": np.array([label])})
+    total = np.exp(20) + np.exp(19) + np.exp(18) + WIDEST - 3
+    subject.close(value, np.log(total) - 19, "the value among many classes")
+    near = np.exp([20.0, 19.0, 18.0]) / total - [0, 1, 0]
+    subject.close(gradients["logits"][0, label - 1 : label + 2], near, "the gradient at the label")
+
+
+@law("infinite losses", once=True, functions=(*SOFTMAX, "sigmoid_cross_entropy"))
+def infinite(subject: Subject, draw: Draw) -> None:
+    """The sum of infinite losses is infinite, and NaN where their weights have both signs, near or far apart."""
+    for n in (4, 900):
+        given = {"logits": np.zeros(n), "targets": np.ones(n)}
+        if subject.row.loss is polyloss.softmax_cross_entropy:
+            given = {"logits": np.zeros((n, 3)), "targets": np.ones(n, int)}
+        given["logits"][[0, n - 1]] = [-np.inf] if given["logits"].ndim == 1 else [0.0, -np.inf, 0.0]
+        for last, expected in ((1.0, np.inf), (-1.0, np.nan)):
+            weights = np.append(np.ones(n - 1), last)
+            what = f"of infinite losses, the last one times {last}"
+            with np.errstate(invalid="ignore"):
+                same(subject.value(given, weights=weights, reduction="sum"), np.asarray(expected), f"the sum {what}")
+                mean, _ = subject.value_and_gradients(given, weights=weights, denominator=2.0)
+                same(mean, np.asarray(expected), f"the mean {what}")
+
+
 @law("masked queries", once=True, functions=("info_nce",))
 def masked_queries(subject: Subject, draw: Draw) -> None:
     """A candidate that is masked for a query is as if it were not there; its own positive is never dropped."""

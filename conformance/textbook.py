@@ -61,8 +61,8 @@ def _each(function: Any, *arrays: np.ndarray) -> Any:
 
 
 def _sigmoid(row: Row, a: Arguments) -> Any:
-    p, e = row.options.get("pos_weight", 1.0), row.options.get("label_smoothing", 0.0)
-    return _each(lambda x, t: oracle.sigmoid_cross_entropy(x, t, p, e), a["logits"], a["targets"])
+    p, e = a.get("pos_weight", np.asarray(row.options.get("pos_weight", 1.0))), row.options.get("label_smoothing", 0.0)
+    return _each(lambda x, t, p: oracle.sigmoid_cross_entropy(x, t, p, e), a["logits"], a["targets"], p)
 
 
 def _softmax(row: Row, a: Arguments) -> Any:

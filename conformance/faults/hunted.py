@@ -167,4 +167,55 @@ FAULTS = (
         "x, bad = x, bad",
         ("numpy", "torch"),
     ),
+    Fault(
+        "labels-counted-in-single-precision",
+        "backends/cpu/rows.py",
+        '    labels_of, flag = memory(labels, "float64"), memory("bool", "float64").load\n',
+        '    labels_of, flag = memory(labels, wide), memory("bool", "float64").load\n',
+        ("numpy",),
+    ),
+    Fault(
+        "a-later-call-writes-over-the-gradient",
+        "backends/cpu/call.py",
+        "    def compute(x: Array, t: Array) -> tuple[float, Array | None]:\n"
+        "        g = empty_like(x) if gradient else None\n",
+        "    g = empty_like(work.arrays[0]) if gradient else None\n\n"
+        "    def compute(x: Array, t: Array) -> tuple[float, Array | None]:\n",
+        ("numpy", "torch"),
+    ),
+    Fault(
+        "infinities-of-both-signs-are-an-error",
+        "backends/cpu/call.py",
+        "except (OverflowError, ValueError):",
+        "except OverflowError:",
+        ("numpy", "torch"),
+    ),
+    Fault(
+        "a-huge-gradient-in-a-dtype-that-numpy-lacks",
+        "backends/torch.py",
+        ' or stored == "bfloat16" or not like.is_cpu:',
+        " or not like.is_cpu:",
+        ("torch",),
+    ),
+    Fault(
+        "the-gradient-of-a-positive-weight-at-infinity",
+        "primitives.py",
+        "cotangent * smooth * over_limit(library, smooth, xp.where(up, zero, -x) + xp.log1p(e))",
+        "cotangent * smooth * (xp.where(up, zero, -x) + xp.log1p(e))",
+        ("torch", "jax"),
+    ),
+    Fault(
+        "a-masked-positive-weight-is-read",
+        "classification.py",
+        "return x, t, None if p is None else reduce.clean(p)",
+        "return x, t, p",
+        ("array_api_strict", "jax"),
+    ),
+    Fault(
+        "compiled-code-calls-kernels-of-other-formulas",
+        "backends/torch.py",
+        '        and type(primitive).__name__ in ("SoftplusCrossEntropy", "LseCrossEntropy")\n',
+        "",
+        ("torch",),
+    ),
 )
