@@ -4,7 +4,8 @@
 
 struct {
     uint64_t context, kernel, stream, blocks, threads, dynamic, size, room, launches;
-    uint64_t refusal, mode, loading; /* what loading a module answers; the mode of captures, and that while loading */
+    uint64_t refusal, mode; /* what loading a module answers; the mode of captures, */
+    uint64_t loading, ready; /* and that while a module was loaded, and while a kernel was made ready */
     char parameters[512], name[512], code[4];
 } seen;
 
@@ -34,6 +35,7 @@ int cuModuleGetFunction(void **function, void *module, const char *name) {
     return module == (void *)0x2000 ? 0 : 400;
 }
 int cuThreadExchangeStreamCaptureMode(int *mode) { int own = seen.mode; seen.mode = *mode; *mode = own; return 0; }
+int cuFuncLoad(void *function) { seen.ready = seen.mode; return function == (void *)0x3000 ? 0 : 400; }
 int cuFuncSetAttribute(void *function, int which, int value) { if (which == 8) seen.room = value; return 0; }
 int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                    unsigned dynamic, void *stream, void **parameters, void **extra) {

@@ -305,7 +305,10 @@ class Seen(ctypes.Structure):
     _fields_ = (
         *(
             (name, ctypes.c_uint64)
-            for name in "context kernel stream blocks threads dynamic size room launches refusal mode loading".split()
+            for name in (
+                *("context", "kernel", "stream", "blocks", "threads", "dynamic", "size", "room", "launches"),
+                *("refusal", "mode", "loading", "ready"),
+            )
         ),
         ("parameters", ctypes.c_char * 512),
         ("name", ctypes.c_char * 512),
@@ -376,7 +379,7 @@ def test_a_kernel_is_made_in_the_context_of_its_device_and_while_a_stream_is_cap
     kernel = compiled.kernel("sums", "float32")
     for device in (1, 0):
         kernel((device, 0), 1, SUM)
-        assert (seen.loading, seen.mode) == (2, 0)
+        assert (seen.loading, seen.ready, seen.mode) == (2, 2, 0)
         assert stub.depth_of_contexts() == 1
     assert contexts == [0x1001], "the machine code serves both devices, which are alike"
 

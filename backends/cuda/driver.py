@@ -217,6 +217,8 @@ def function(text: str, code: bytes, device: int) -> Callable[[int, int, int, in
         room = _attribute(device, SHARED_OPT_IN) - STATIC
         _check(driver.cuFuncSetAttribute(handle, MAX_DYNAMIC_SHARED, room), "cuFuncSetAttribute")
         _check(driver.cuFuncSetAttribute(handle, SHARED_CARVEOUT, 100), "cuFuncSetAttribute")  # percent
+    if hasattr(driver, "cuFuncLoad"):  # of CUDA 12.4; else the first launch loads it, which a capture may forbid
+        _check(driver.cuFuncLoad(handle), "cuFuncLoad")
     launch, kernel, current, move = driver.cuLaunchKernel, handle.value, driver.cuCtxGetCurrent, ctypes.memmove
 
     def run(stream: int, blocks: int, threads: int, dynamic: int, parameters: bytes) -> None:

@@ -55,6 +55,7 @@ def row_of(x: str, wide: str, form: Form, masked: bool = False) -> SimpleNamespa
     E, HELD = chunk.numbers, BATCH * chunk.words
     zero, one = real(0), real(1)
     size = memory(x, wide).size
+    branching = wide == "float64"  # without branches several exponentials are computed at a time, in more registers
 
     @device
     def parts(row, classes):
@@ -109,18 +110,22 @@ def row_of(x: str, wide: str, form: Form, masked: bool = False) -> SimpleNamespa
             s = zero
             for e in range(E):
                 v = get(held, j, e)
-                if v == top:
-                    tops += one
+                if branching:
+                    if v == top:
+                        tops += one
+                    else:
+                        s += exp(v - top)
                 else:
-                    s += exp(v - top)
+                    part, is_top = exp(v - top), v == top
+                    s += zero if is_top else part
+                    tops += one if is_top else zero
             total, lost = two_sum(total, lost, s)
         return total, lost, tops
 
     @device
     def statistics(row, head, n, edge, lane, lanes, batches, shelved, held, spare, shelf, scratch, mask):
-        """The maximum of a row, and what `others_of` takes; ``held`` keeps the first batch."""
+        """The maximum of a row, and what `others_of` takes; ``held`` has the first batch, and keeps it."""
         base, step = row + head * size, BATCH * lanes
-        gather(base, n, lane, lanes, held, mask)
         top = peak(held, edge)
         if long:
             for batch in range(1, batches):
@@ -218,6 +223,7 @@ def build(x: str, labels: str, form: str, value: bool, gradient: bool) -> Any:
     label_at, flag = memory(labels, "int64").load, memory("bool", "int64").load
     factor_of, finish = scaling(wide), finishing(wide)
     zero, one, two = real(0), real(1), real(2)
+    early = wide != "float64"  # which has no registers left for it
 
     def kernel(
         x_at,
@@ -274,8 +280,11 @@ def build(x: str, labels: str, form: str, value: bool, gradient: bool) -> Any:
                 on = flag(keep_at, r) != 0
             row = x_at + (r * classes + start) * size
             head, n = parts(row, width)
-            item, top, others, q, weight, xy, y = zero, zero, zero, one, one, zero, int32(0)
             edge, k = -inf, edge_at(head, n, width, lane) if there else int32(-1)
+            count = n if on else 0
+            if value and early:  # before the label, for which the rest has to wait
+                gather(row + head * size, count, lane, size_of_team, held, 0)
+            item, top, others, q, weight, xy, y = zero, zero, zero, one, one, zero, int32(0)
             if on:
                 label = label_at(labels_at, r)
                 if label < 0 or label >= classes:
@@ -289,9 +298,10 @@ def build(x: str, labels: str, form: str, value: bool, gradient: bool) -> Any:
                 xy = read(row, y - start)  # before the gradient, which may take the place of the predictions
                 if k >= 0:
                     edge = read(row, k)
-            count = n if on else 0
             batches = int32((n + BATCH * size_of_team - 1) // (BATCH * size_of_team)) if long else int32(1)
             if value:
+                if not early:
+                    gather(row + head * size, count, lane, size_of_team, held, 0)
                 top, summed, lost, tops = statistics(
                     row, head, count, edge, lane, size_of_team, batches, shelved, held, spare, shelf, scratch, 0
                 )

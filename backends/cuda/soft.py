@@ -146,8 +146,9 @@ def build(x: str, t: str, general: bool, form: str, gradient: bool) -> Any:
             mask_base = mask + head if mask_at != 0 else 0
             if mask_at == 0:
                 mask = 0
-            count = n if on else 0
             batches = int32((n + BATCH * size_of_team - 1) // (BATCH * size_of_team)) if long else int32(1)
+            count = n if on else 0
+            gather(base, count, lane, size_of_team, held, mask_base)  # before the label, for which the rest has to wait
             edge, k = -inf, edge_at(head, n, classes, lane) if there else int32(-1)
             y, at_top, weight, t = int32(-1), zero, one, zero
             if on:

@@ -40,7 +40,7 @@ def _pieces(x: str, wide: str, form: str) -> Any:
     m, of = number(wide), row_of(x, wide, FORMS[form])
     Real, inf, LANES = m.type, m.inf, FORMS[form].lanes
     Word, HELD = of.chunk.word, BATCH * of.chunk.words
-    parts, edge_at, statistics = of.parts, of.edge_at, of.statistics
+    parts, edge_at, gather, statistics = of.parts, of.edge_at, of.gather, of.statistics
     long = FORMS[form].long
     logits, own, flag = memory(x, wide), memory(wide, wide), memory("bool", "int64").load
     read, size, write = logits.load, logits.size, own.store
@@ -86,6 +86,7 @@ def _pieces(x: str, wide: str, form: str) -> Any:
             edge = read(row, k) if k >= 0 else -inf
             count = n if on else 0
             batches = int32((n + BATCH * LANES - 1) // (BATCH * LANES)) if long else int32(1)
+            gather(row + head * size, count, lane, LANES, held, 0)
             top, summed, lost, tops = statistics(
                 row, head, count, edge, lane, LANES, batches, 0, held, spare, held, scratch, 0
             )

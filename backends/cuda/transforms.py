@@ -7,7 +7,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from polyloss.backends.cuda.device import block, blocks, cuda, device, int32, memory, number, thread, threads
+from polyloss.backends.cuda.device import (
+    block,
+    blocks,
+    cuda,
+    device,
+    int32,
+    memory,
+    number,
+    opaque,
+    thread,
+    threads,
+)
 from polyloss.backends.cuda.fields import BATCH, FORMS
 from polyloss.backends.cuda.rows import row_of
 
@@ -88,6 +99,7 @@ def _rows(function: str, x: str, wide: str, form: str) -> Any:
             edge = read(row, k) if k >= 0 else -inf
             count = n if on else 0
             batches = int32((n + BATCH * size_of_team - 1) // (BATCH * size_of_team)) if long else int32(1)
+            gather(row + head * size, count, lane, size_of_team, held, 0)
             top, summed, lost, tops = statistics(
                 row, head, count, edge, lane, size_of_team, batches, shelved, held, spare, shelf, scratch, 0
             )
@@ -99,6 +111,7 @@ def _rows(function: str, x: str, wide: str, form: str) -> Any:
             elif on:
                 others = others_of(top, summed, lost, tops)
                 share, tail = one / (one + others), log1p(others)
+                again = opaque(top) if E == 8 else top  # as in `rows`
                 base, out_base = row + head * size, out_row + head * size
                 for batch in range(batches):
                     at = int32(lane + batch * BATCH * size_of_team)
@@ -111,7 +124,7 @@ def _rows(function: str, x: str, wide: str, form: str) -> Any:
                         i = int32(at + j * size_of_team)
                         if i < n:
                             for e in range(E):
-                                out[e] = entry(get(held, j, e), top, share, tail)
+                                out[e] = entry(get(held, j, e), again, share, tail)
                             write_chunk(out_base, i, out)
                 if k >= 0:
                     write(out_row, k, entry(edge, top, share, tail))
