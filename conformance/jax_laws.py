@@ -11,7 +11,7 @@ import numpy as np
 
 import polyloss
 from polyloss.conformance.laws import law, only
-from polyloss.conformance.routes import Route
+from polyloss.conformance.routes import Route, to_numpy
 from polyloss.conformance.subject import Draw, Subject
 
 __all__: list[str] = []
@@ -73,6 +73,25 @@ def _follows(
     names = "the items", *(f"the gradient in array {i}" for i in range(len(arrays))), "the slope", "its own slope"
     for name, one, other in zip(names, jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         subject.close(one, other, name, factor=10)
+
+
+@law("large programs", _on_kernels, once=True, functions=COMPILED)
+def large(subject: Subject, draw: Draw) -> None:
+    """XLA waits for all threads of a kernel: the results are NumPy's as soon as they can be read."""
+    numpy = subject.on(Route("numpy", "kernel"))
+    for shape in ((20_001, 9), (9, 100_001)):  # of few long rows one thread has more than the other
+        calls = []
+        for _ in range(3):
+            logits, labels = draw.rng.standard_normal(shape), draw.rng.integers(shape[1], size=shape[0])
+            arguments = {"logits": logits.astype(np.float32), "targets": labels}
+            if subject.row.loss is polyloss.sigmoid_cross_entropy:
+                arguments["targets"] = (logits[::-1] > 0).astype(np.float32)
+            calls.append((arguments, *numpy.value_and_gradients(arguments, reduction="none")))
+        for arguments, expected, slopes in 2 * calls:  # a race is not always lost, and memory may be that of before
+            found, gradients = subject.value_and_gradients(arguments, reduction="none")
+            gradient, items = to_numpy(gradients["logits"])[::-1].copy(), to_numpy(found).copy()  # the last rows first
+            subject.close(items, expected, f"the items of shape {shape}", factor=10)
+            subject.close(gradient[::-1], slopes["logits"], f"the gradient of shape {shape}", factor=10)
 
 
 def _slope(of: Any, along: tuple[Any, ...], *arrays: Any) -> Any:

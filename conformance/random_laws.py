@@ -27,6 +27,7 @@ ORDINALS = ("first", "second", "third")
 SIZES = (1, 2, 3, 5, 8, 17, 32, 33, 40, 64, 100, 255, 257, 300, 513, 1025, 1100)
 LARGEST = {1: 3, 2: 40, 3: 300, 6: 1100}  # by the size of the draw
 ELEMENTS = 5000
+LARGE_SIZES = (*SIZES[:8:2], 300, 4099, 17_001, 70_001)  # of the first call of a draw: what is large is done otherwise
 
 Array = np.ndarray
 Random = np.random.Generator
@@ -45,8 +46,10 @@ class Made(NamedTuple):
 class Dice:
     """What decides on the form of a call: the same for all calls of that form."""
 
-    def __init__(self, seed: tuple[int, ...], largest: int) -> None:
-        self.rng, self.largest = np.random.default_rng(seed), largest
+    def __init__(self, seed: tuple[int, ...], largest: int, large: bool) -> None:
+        self.rng, self.sizes, self.room = np.random.default_rng(seed), LARGE_SIZES, 2 * LARGE_SIZES[-1]
+        if not large:
+            self.sizes, self.room = tuple(n for n in SIZES if n <= largest), ELEMENTS
         self.usual = self.now(0.3)  # no weights, and arrays as most users have them
 
     def one(self, *choices: Any) -> Any:
@@ -55,10 +58,10 @@ class Dice:
     def now(self, share: float) -> bool:
         return bool(self.rng.random() < share)
 
-    def size(self, room: int = ELEMENTS) -> int:
-        return int(self.one(*(n for n in SIZES if n == 1 or n <= min(self.largest, room))))
+    def size(self, room: int) -> int:
+        return int(self.one(*(n for n in self.sizes if n == 1 or n <= room)))
 
-    def shape(self, axes: int, room: int = ELEMENTS) -> tuple[int, ...]:
+    def shape(self, axes: int, room: int) -> tuple[int, ...]:
         found: list[int] = []
         for _ in range(axes):
             found.append(self.size(room // int(np.prod(found, dtype=int))))
@@ -66,8 +69,8 @@ class Dice:
 
 
 def _softmax(dice: Dice, rng: Random) -> Made:
-    k = dice.size(ELEMENTS // 4)
-    items = dice.shape(dice.one(1, 1, 2), ELEMENTS // k)
+    k = dice.size(dice.room // 4)
+    items = dice.shape(dice.one(1, 1, 2), dice.room // k)
     axis = dice.one(*range(len(items) + 1))
     options: dict[str, Any] = {} if axis == len(items) and dice.now(0.5) else {"axis": axis}
     shape = (*items[:axis], k, *items[axis:])
@@ -112,7 +115,7 @@ def _softmax(dice: Dice, rng: Random) -> Made:
 
 
 def _sigmoid(dice: Dice, rng: Random) -> Made:
-    items = dice.shape(dice.one(1, 2, 3))
+    items = dice.shape(dice.one(1, 2, 3), dice.room)
     options: dict[str, Any] = {}
     if dice.now(0.3):
         options["label_smoothing"] = dice.one(0.125, 1.0)
@@ -141,8 +144,8 @@ def _of_no_item(shape: tuple[int, ...]) -> Callable[[Array], Array]:
 
 
 def _pairs(dice: Dice, rng: Random) -> Made:
-    positives = dice.shape(dice.one(1, 2), ELEMENTS // 8)
-    items = (*positives, dice.size(ELEMENTS // int(np.prod(positives)))) if dice.now(0.5) else positives
+    positives = dice.shape(dice.one(1, 2), dice.room // 8)
+    items = (*positives, dice.size(dice.room // int(np.prod(positives)))) if dice.now(0.5) else positives
     scores = {"positive_scores": rng.standard_normal(positives), "negative_scores": rng.standard_normal(items)}
     return Made(scores, {}, items, {"negative_scores": np.invert})
 
@@ -153,7 +156,7 @@ def _hinge(dice: Dice, rng: Random) -> Made:
 
 
 def _contrastive(dice: Dice, rng: Random) -> Made:
-    items = dice.shape(dice.one(1, 2), ELEMENTS // 8)
+    items = dice.shape(dice.one(1, 2), dice.room // 8)
     shape = (*items, dice.size(8))
     first, second = rng.standard_normal(shape), rng.standard_normal(shape)
     similar = rng.random(items) if dice.now(0.5) else rng.random(items) < 0.5
@@ -166,7 +169,7 @@ def _embedding(shape: tuple[int, ...]) -> Callable[[Array], Array]:
 
 
 def _distances(dice: Dice, rng: Random) -> Made:
-    items = dice.shape(dice.one(1, 2))
+    items = dice.shape(dice.one(1, 2), dice.room)
     similar = rng.random(items) if dice.now(0.5) else (rng.random(items) < 0.5).astype(dice.one("bool", "uint8"))
     arguments = {"distances": 2 * rng.random(items), "similar": similar}
     return Made(arguments, {"margin": dice.one(1.0, 2.5)}, items, {"distances": np.invert})
@@ -192,7 +195,7 @@ def _info_nce(dice: Dice, rng: Random) -> Made:
 
 
 def _probabilities(dice: Dice, rng: Random) -> Made:
-    items = dice.shape(dice.one(1, 2))
+    items = dice.shape(dice.one(1, 2), dice.room)
     options = {"eps": 0.125} if dice.now(0.3) else {}
     targets = rng.random(items) if dice.now(0.5) else (rng.random(items) < 0.5).astype(dice.one("bool", "int8"))
     p = rng.uniform(0.05, 0.95, items)
@@ -200,8 +203,8 @@ def _probabilities(dice: Dice, rng: Random) -> Made:
 
 
 def _distributions(dice: Dice, rng: Random) -> Made:
-    k = dice.size(ELEMENTS // 4)
-    items = dice.shape(dice.one(1, 2), ELEMENTS // k)
+    k = dice.size(dice.room // 4)
+    items = dice.shape(dice.one(1, 2), dice.room // k)
     axis = dice.one(*range(len(items) + 1))
     p = rng.uniform(0.05, 1, (*items, k))
     p = np.moveaxis(p / np.sum(p, axis=-1, keepdims=True), -1, axis)
@@ -257,7 +260,8 @@ def any_call(subject: Subject, draw: Draw) -> None:
     for i in range(CALLS // 2 if route.compiles else CALLS):
         found = []
         for time in range(times):
-            dice, rng = Dice((draw.seed, i), largest), np.random.default_rng((draw.seed, i, time))
+            dice = Dice((draw.seed, i), largest, i == 0)
+            rng = np.random.default_rng((draw.seed, i, time))
             found += [(x, to_numpy(x).copy()) for x in _asked(subject, dice, rng, f"the {ORDINALS[time]} time")]
         for x, before in found:
             same(x, before, "what a call gave, after later ones")
