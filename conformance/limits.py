@@ -180,6 +180,13 @@ LIMITS: dict[str, Limit] = {
         [0, 0],
         [0, 0],
     ),
+    "embeddings whose difference overflows are far apart": Limit(
+        polyloss.contrastive,
+        ([[0.75 * BIG, 1.0], [0.0, 1.0], [INF, 0.0]], [[-0.75 * BIG, 0.0], [0.0, 0.5], [0.0, 0.0]], [0.0, 0.0, 1.0]),
+        {},
+        [0, 0.25, INF],
+        [[0, 0], [0, -1], [0, 0]],
+    ),
     "tiny and huge embeddings have a distance": Limit(
         polyloss.contrastive,
         ([[3e-30, 4e-30], [3e18, 4e18]], [[0.0, 0.0], [0.0, 0.0]], [0.0, 1.0]),

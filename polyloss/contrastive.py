@@ -56,8 +56,8 @@ def contrastive(
 
     Notes
     -----
-    Where both embeddings coincide the gradient is 0, never NaN. It is differentiable in ``first``, ``second`` and
-    floating ``similar``.
+    Where both embeddings coincide, or are infinitely apart, the gradient is 0, never NaN. It is differentiable in
+    ``first``, ``second`` and floating ``similar``.
 
     References
     ----------
@@ -176,5 +176,5 @@ class MarginDistance(Formula):
     ) -> Gradients:
         near, short = self._parts(library, d, s)
         gd = cotangent * 2 * (s * near - (1 - s) * short) if wanted[0] else None
-        gs = cotangent * (near**2 - short**2) if wanted[1] else None
+        gs = cotangent * ((near - short) * (near + short)) if wanted[1] else None  # their squares may overflow
         return gd, gs
