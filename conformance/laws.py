@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 import polyloss
+from polyloss import dispatch
 from polyloss.conformance import textbook
 from polyloss.conformance.compare import compare, same
 from polyloss.conformance.losses import of_seven_bits
@@ -381,7 +382,7 @@ LAYOUTS: dict[str, Callable[[Callable[[np.ndarray], Any], np.ndarray], Any]] = {
 """Arrays of the same numbers, of which none is contiguous."""
 
 
-@law("layout", only("numpy", "torch", "cupy"))
+@law("layout", only("numpy", "torch", "cupy"), once=True)
 def layout(subject: Subject, draw: Draw) -> None:
     """Inputs may be read-only, strided, reversed or Fortran-ordered; they are not touched, and no result is one."""
     arguments = subject.draw(draw, 4)
@@ -404,6 +405,26 @@ def layout(subject: Subject, draw: Draw) -> None:
             what = f"the gradient in {key}, inputs {name}"
             subject.close(gradient, slopes[key], what, factor=10)
             assert not np.shares_memory(to_numpy(gradient), to_numpy(given[key])), f"{what} shares the memory of {key}"
+
+
+@law("broadcast layout", only("numpy", "torch", "cupy"), once=True)
+def broadcast_layout(subject: Subject, draw: Draw) -> None:
+    """Predictions that repeat one number or one item in memory are like those that are written out."""
+    arguments, place = subject.draw(draw, 4), functools.partial(subject.route.array, dtype=subject.dtype)
+    first = subject.row.floating(arguments)[0]
+    x = arguments[first]
+    for part in (np.s_[:1], np.s_[..., :1]):
+        if subject.row.loss is polyloss.log_loss:  # whose rows must sum to 1
+            part = np.s_[:1]
+        given = subject.given(arguments | {first: np.broadcast_to(x[part], x.shape).copy()}, {})
+        repeated = dispatch.library_of(place(x)).xp.broadcast_to(place(x[part].copy()), x.shape)
+        for wrt in ((first,), subject.row.floating(arguments)):
+            compute = polyloss.value_and_grad(subject.row.loss, wrt)
+            value, gradients = compute(**given | {first: repeated})
+            expected, slopes = compute(**given)
+            subject.close(value, expected, f"the value, {first} repeated", factor=10)
+            for key, gradient, slope in zip(wrt, gradients, slopes):
+                subject.close(gradient, slope, f"the gradient in {key}, {first} repeated", factor=10)
 
 
 @law("large batch", only("numpy", "torch", "cupy", dtypes=("float32",), but="info_nce"), once=True)
@@ -503,5 +524,9 @@ def partial_loss(subject: Subject, draw: Draw) -> None:
     loss = functools.partial(subject.row.loss, reduction="sum", **kept)
     value, gradients = polyloss.value_and_grad(loss, wrt)(**given)
     subject.close(value, expected, "the value of a partial loss")
+    again, _ = polyloss.value_and_grad(functools.partial(loss, reduction="none"), wrt)(**given, reduction="sum")
+    subject.close(again, expected, "the value of a partial loss that is called with another option")
+    items = to_numpy(loss(**given, reduction="none"))
+    subject.close(np.sum(items), expected, "the sum of the items of a partial loss")
     for key, gradient in zip(wrt, gradients):
         subject.close(gradient, slopes[key], f"the gradient in {key} of a partial loss", factor=10)

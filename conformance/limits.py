@@ -182,10 +182,14 @@ LIMITS: dict[str, Limit] = {
     ),
     "embeddings whose difference overflows are far apart": Limit(
         polyloss.contrastive,
-        ([[0.75 * BIG, 1.0], [0.0, 1.0], [INF, 0.0]], [[-0.75 * BIG, 0.0], [0.0, 0.5], [0.0, 0.0]], [0.0, 0.0, 1.0]),
+        (
+            [[0.75 * BIG, 1.0], [0.0, 1.0], [INF, 0.0], [BIG, 0.0]],
+            [[-0.75 * BIG, 0.0], [0.0, 0.5], [0.0, 0.0], [0.0, 0.0]],
+            [0.0, 0.0, 1.0, 0.0],
+        ),
         {},
-        [0, 0.25, INF],
-        [[0, 0], [0, -1], [0, 0]],
+        [0, 0.25, INF, 0],
+        [[0, 0], [0, -1], [0, 0], [0, 0]],
     ),
     "tiny and huge embeddings have a distance": Limit(
         polyloss.contrastive,

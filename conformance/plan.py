@@ -23,7 +23,7 @@ QUICK = {
     ),
     ("dask", "generic"): ("accuracy", "invalid values"),
     ("jax", "kernel"): (
-        *("accuracy", "mask", "autodiff", "16 bits", "derivatives", "masked queries", "invalid values"),
+        *("accuracy", "limits", "mask", "autodiff", "16 bits", "derivatives", "masked queries", "invalid values"),
         *("batch axis", "rules of the kernels", "large programs", "loops of labels", "any call"),
     ),
     ("jax", "generic"): ("accuracy",),
@@ -51,9 +51,12 @@ COMPILED = ("softmax_cross_entropy", "sigmoid_cross_entropy")
 PART = {
     "derivatives": (*COMPILED, "contrastive"),
     "batch axis": COMPILED,
-    "any call": (*COMPILED, "bpr", "info_nce"),  # the losses on kernels
+    "any call": (*COMPILED, "bpr"),
+    "limits": ("sigmoid_cross_entropy", "contrastive"),
 }
 """The functions of which a quick run asks these in JAX."""
+SLOW = {"autodiff": ("sigmoid_cross_entropy",), "compiled gradients": ("contrastive",)}
+"""The functions of which a quick run does not ask these of torch.compile, which others show as well."""
 LOGARITHMS = ("sigmoid_cross_entropy", "binary_log_loss")
 """The functions that a quick run asks in JAX's float64, whose logarithms are others than those of float32."""
 
@@ -81,8 +84,10 @@ def later(task: Task, name: str) -> str:
         narrow = task.dtype == "float32" or (task.dtype == "float64" and task.function in LOGARITHMS)
     few = True
     if route.path == "compiled":
-        few = task.function in COMPILED or name == "compiled gradients"
+        few = name == "compiled gradients" or task.function in COMPILED
         few = few or (task.level == "standard" and name == "accuracy")
+        if task.level == "quick":
+            few = few and task.function not in SLOW.get(name, ())
     elif task.level == "quick" and route.library == "jax":
         few = task.function in PART.get(name, (task.function,)) and (
             route.path == "jit" or task.function not in TRANSFORMS

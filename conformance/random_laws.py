@@ -22,7 +22,7 @@ from polyloss.conformance.subject import RESOLUTION, Draw, Subject
 
 __all__: list[str] = []
 
-CALLS = 10  # of one draw
+CALLS = 8  # of one draw
 ORDINALS = ("first", "second", "third")
 SIZES = (1, 2, 3, 5, 8, 17, 32, 33, 40, 64, 100, 255, 257, 300, 513, 1025, 1100)
 LARGEST = {1: 3, 2: 40, 3: 300, 6: 1100}  # by the size of the draw
@@ -47,9 +47,8 @@ class Dice:
     """What decides on the form of a call: the same for all calls of that form."""
 
     def __init__(self, seed: tuple[int, ...], largest: int, large: bool) -> None:
-        self.rng, self.sizes, self.room = np.random.default_rng(seed), LARGE_SIZES, 2 * LARGE_SIZES[-1]
-        if not large:
-            self.sizes, self.room = tuple(n for n in SIZES if n <= largest), ELEMENTS
+        self.rng, self.room = np.random.default_rng(seed), 2 * LARGE_SIZES[-1] if large else ELEMENTS
+        self.sizes = LARGE_SIZES if large else tuple(n for n in SIZES if n <= largest)
         self.usual = self.now(0.3)  # no weights, and arrays as most users have them
 
     def one(self, *choices: Any) -> Any:

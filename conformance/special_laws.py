@@ -161,6 +161,21 @@ def infinite(subject: Subject, draw: Draw) -> None:
                 same(mean, np.asarray(expected), f"the mean {what}")
 
 
+@law("infinite logits", once=True, functions=SOFTMAX)
+def infinite_logits(subject: Subject, draw: Draw) -> None:
+    """One infinite logit takes its limit, and two are NaN, wherever they are in a row, with labels and soft targets."""
+    plain = of(subject, polyloss.softmax_cross_entropy)
+    for k in (4, 40, 600, 2000):
+        logits = draw.rng.standard_normal((3, k))
+        logits[0, 1] = logits[1, [1, k - 2]] = np.inf
+        for targets in (np.ones(3, int), np.eye(k)[np.ones(3, int)]):
+            items, gradients = plain.value_and_gradients({"logits": logits, "targets": targets}, reduction="none")
+            first = np.array([0.0, np.nan]).astype(to_numpy(items).dtype)
+            same(to_numpy(items)[:2], first, f"the items with infinite logits, of {k} classes")
+            same(np.abs(to_numpy(gradients["logits"])[0]), np.zeros(k), f"the gradient with an infinite logit, of {k}")
+            assert np.all(np.isnan(to_numpy(gradients["logits"])[1])), f"a gradient of two infinite logits, of {k}"
+
+
 @law("masked queries", once=True, functions=("info_nce",))
 def masked_queries(subject: Subject, draw: Draw) -> None:
     """A candidate that is masked for a query is as if it were not there; its own positive is never dropped."""
@@ -307,6 +322,7 @@ INVALID: dict[str, tuple[str, tuple[Any, ...]]] = {
     "log_loss": ("targets", (-1, 4)),
 }
 """An argument, and what is invalid there: on both sides of what is valid."""
+MANY = 70_000  # items, for several threads
 
 
 @law("invalid values", once=True, functions=tuple(INVALID))
@@ -315,8 +331,8 @@ def invalid(subject: Subject, draw: Draw) -> None:
     function = subject.row.loss.__name__
     key, values = INVALID[function]
     calls = [(LOSSES[function].arguments(draw.seed, 4), bad) for bad in values]
-    if subject.route.library in ("numpy", "torch") and subject.dtype == "float32":  # many, for several threads
-        calls.append((LOSSES[function].arguments(draw.seed, 70_000), values[0]))
+    if subject.route.library in ("numpy", "torch") and subject.dtype == "float32":
+        calls.append((LOSSES[function].arguments(draw.seed, MANY), values[0]))
     if function == "softmax_cross_entropy":  # long rows, too
         long = {"logits": draw.rng.standard_normal((4, 200)), "targets": draw.rng.integers(200, size=4)}
         calls += [(long, bad) for bad in (200, -1)]
@@ -373,16 +389,21 @@ def _beyond_32_bits(subject: Subject) -> None:
 
 
 def is_refused(subject: Subject, key: str, arguments: dict[str, np.ndarray], bad: Any) -> None:
-    """Raises AssertionError where a bad value in the middle is neither an error nor NaN in its own item alone."""
+    """Raises AssertionError where a bad value is neither an error nor NaN in its own item alone."""
+    n = len(arguments[key])
+    for place in (n // 2,) if n < MANY else (0, n // 2, n - 1):  # whichever thread comes to it, and when
+        _is_refused_at(subject, key, arguments, bad, place)
+
+
+def _is_refused_at(subject: Subject, key: str, arguments: dict[str, np.ndarray], bad: Any, place: int) -> None:
     plain = of(subject, subject.row.loss)
     broken = arguments[key].copy()
-    n = len(broken)
-    broken[n // 2] = bad
+    broken[place] = bad
     try:
         value = plain.value(arguments | {key: broken}, reduction="none")
         items = to_numpy(value)
     except ValueError as error:
-        for said in (key, f"({n // 2},"):
+        for said in (key, f"({place},"):
             if said not in str(error):
                 raise AssertionError(f"the error does not name {said}: {error}") from error
         return
@@ -390,7 +411,7 @@ def is_refused(subject: Subject, key: str, arguments: dict[str, np.ndarray], bad
     looked = looked and subject.route.path not in ("compiled", "jit")
     assert not looked, f"{bad} in {key} is no error"
     clean = plain.items(arguments)
-    same(items[n // 2], np.full_like(items[n // 2], np.nan), f"the item with {bad} in {key}")
-    others = np.arange(n) != n // 2
+    same(items[place], np.full_like(items[place], np.nan), f"the item with {bad} in {key}")
+    others = np.arange(len(items)) != place
     wide = "float64" if subject.dtype == "float64" else "float32"  # in which losses of 16 bits come back
     Subject(subject.row, subject.route, wide).close(items[others], clean[others], "the other items")

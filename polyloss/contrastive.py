@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from polyloss.backends import Array, Gradients, Library, Residuals, Wanted
 from polyloss.gradients import differentiable
 from polyloss.inputs import Call, differ, number
-from polyloss.primitives import Formula, over_limit
+from polyloss.primitives import Formula
 from polyloss.reduction import Loss, Reduction
 from polyloss.vectors import has_features, norm
 
@@ -163,9 +163,11 @@ class MarginDistance(Formula):
 
     def _parts(self, library: Library, d: Array, s: Array) -> tuple[Array, Array]:
         """The distance where it counts, and how much is missing to the margin."""
+        xp = library.xp
         short = self.margin - d
-        near = over_limit(library, s, d)
-        return near, library.xp.where(short <= 0, library.xp.zeros_like(short), short)
+        largest = float(xp.finfo(d.dtype).max) ** 0.5  # beyond it the square is infinite, and 0 * inf = 0
+        near = xp.where((s == 0) & (d > largest), xp.zeros_like(d), d)
+        return near, xp.where(short <= 0, xp.zeros_like(short), short)
 
     def differentiable(self, library: Library, d: Array, s: Array) -> Array:
         near, short = self._parts(library, d, s)

@@ -218,4 +218,25 @@ FAULTS = (
         "",
         ("torch",),
     ),
+    Fault(
+        "the-gradient-of-repeated-logits-along-another-axis",
+        "backends/cpu/lse.py",
+        "if steps[2] == g_steps[2] == 1 and (soft or classes > FEW):",
+        "if steps[2] == 1 and (soft or classes > FEW):",
+        ("numpy", "torch"),
+    ),
+    Fault(
+        "a-scale-whose-reciprocal-vanishes",
+        "vectors.py",
+        "scale = xp.minimum(xp.maximum(largest, xp.full_like(largest, smallest)), xp.full_like(largest, limit))",
+        "scale = xp.maximum(largest, xp.full_like(largest, smallest))",
+        ("jax",),
+    ),
+    Fault(
+        "options-of-a-partial-loss-before-those-of-the-call",
+        "gradients.py",
+        "for name, x in (preset | kwargs).items()}",
+        "for name, x in (kwargs | preset).items()}",
+        ("numpy", "torch"),
+    ),
 )
