@@ -22,6 +22,7 @@ Nothing here knows a loss, a weight, a mask or a reduction.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -273,6 +274,10 @@ class Library:
     def positions(self, x: Array) -> Array:
         """0, 1, ..., K - 1 for the last axis of ``x``."""
         return self.xp.arange(x.shape[-1], dtype=self.index_dtype(), **self.placed(x))
+
+    def undefined(self, like: Array) -> Array:
+        """NaN in the shape of ``like``, of which something else is chosen where the result is defined."""
+        return self.xp.full_like(like, math.nan)
 
     def result(self, x: Array) -> Array:
         """``x`` as this library's own functions return it."""

@@ -94,6 +94,27 @@ def large(subject: Subject, draw: Draw) -> None:
             subject.close(gradient[::-1], slopes["logits"], f"the gradient of shape {shape}", factor=10)
 
 
+@law("debugging of NaN", only("jax", path="kernel", dtypes=("float32",)), once=True)
+def debugging(subject: Subject, draw: Draw) -> None:
+    """Where JAX is told to raise at every NaN, a call whose numbers are all finite does not meet one."""
+    import jax
+
+    arguments = subject.draw(draw, 4)
+    first = subject.row.floating(arguments)[0]
+    for options in ({}, {"weights": np.arange(1.0, 5), "where": np.arange(4) != 1}):
+        given = subject.given(arguments, options)
+        with jax.debug_nans(True):
+            value = jax.grad(functools.partial(_in_one, subject.row.loss, given, first))(given[first])
+            assert np.all(np.isfinite(to_numpy(value))), f"the gradient in {first} is not finite"
+            polyloss.value_and_grad(subject.row.loss)(**given)
+            for transform in (polyloss.logsumexp, polyloss.softmax, polyloss.log_softmax):
+                transform(given[first])
+
+
+def _in_one(loss: Any, given: dict[str, Any], key: str, x: Any) -> Any:
+    return loss(**given | {key: x})
+
+
 def _slope(of: Any, along: tuple[Any, ...], *arrays: Any) -> Any:
     import jax
 

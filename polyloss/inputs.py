@@ -213,7 +213,7 @@ class Call:
         if axis is not None:
             bad = xp.any(bad, axis=-1, keepdims=True)
         one = xp.astype(xp.ones_like(bad), x.dtype)
-        return x * xp.where(bad, xp.full_like(one, math.nan), one)
+        return x * xp.where(bad, self.library.undefined(one), one)
 
     # Making and giving back.
 

@@ -109,7 +109,7 @@ def one_hot(library: Library, x: Array, labels: Array) -> Array:
     xp = library.xp
     label = xp.expand_dims(labels, axis=-1)
     hot = xp.where(label == library.positions(x), xp.ones_like(x), xp.zeros_like(x))
-    return xp.where((label < 0) | (label >= x.shape[-1]), xp.full_like(hot, math.nan), hot)
+    return xp.where((label < 0) | (label >= x.shape[-1]), library.undefined(hot), hot)
 
 
 class Row(NamedTuple):
@@ -147,7 +147,7 @@ def row(library: Library, x: Array, *, constant_top: bool = False, others: Array
         others = xp.expand_dims(library.sum(xp.where(is_top, zero, exps)), axis=-1)
         if constant_top:  # adds exactly 0, with the derivative of the top's own exponential
             others = others + (xp.sum(xp.where(is_top, exps, zero), axis=-1, keepdims=True) - 1)
-        others = xp.where((top == -math.inf) | (top != top), xp.full_like(others, math.nan), others)
+        others = xp.where((top == -math.inf) | (top != top), library.undefined(others), others)
     return Row(is_top, top, gap, exps, others)
 
 

@@ -141,7 +141,7 @@ class Reduction:
             return total / denominator if denominator else total * math.nan
         some = denominator != 0
         mean = total / xp.where(some, denominator, xp.ones_like(denominator))
-        return xp.where(some, mean, xp.full_like(mean, math.nan))
+        return xp.where(some, mean, self.call.library.undefined(mean))
 
     def linear(self) -> tuple[Array | None, Any]:
         """The weights and the divisor, as a kernel takes them (see `Work`); None: the items are not summed."""

@@ -144,3 +144,16 @@ def test_an_ignored_label_is_not_looked_at(classes, index, dtype, route):
     for expected, found in zip(items_and_gradient(route, valid), items_and_gradient(route, ignored), strict=True):
         assert (found[1] == 0).all()
         assert found.tobytes() == expected.tobytes(), f"{found} for {expected}"
+
+
+def test_where_jax_raises_at_every_nan_a_valid_call_meets_none() -> None:
+    jax = pytest.importorskip("jax")
+    x, labels = jax.numpy.asarray(np.array([[1.0, 2.0, 3.0], [0.0, 0.5, 0.0]], np.float32)), np.array([0, 2])
+    weighted = {"weights": np.array([1.0, 2.0]), "where": np.array([True, False])}
+    with jax.debug_nans(True):
+        assert polyloss.logsumexp(x).shape == (2,)
+        for options in ({}, weighted):
+            slope = jax.grad(lambda x, options=options: polyloss.softmax_cross_entropy(x, labels, **options))(x)
+            assert bool(jax.numpy.all(jax.numpy.isfinite(slope)))
+        with pytest.raises(FloatingPointError):
+            polyloss.logsumexp(x * np.nan)
