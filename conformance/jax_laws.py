@@ -12,6 +12,7 @@ import numpy as np
 import polyloss
 from polyloss.conformance.laws import law, only
 from polyloss.conformance.routes import Route, to_numpy
+from polyloss.conformance.special_laws import INVALID
 from polyloss.conformance.subject import Draw, Subject
 
 __all__: list[str] = []
@@ -92,6 +93,37 @@ def large(subject: Subject, draw: Draw) -> None:
             gradient, items = to_numpy(gradients["logits"])[::-1].copy(), to_numpy(found).copy()  # the last rows first
             subject.close(items, expected, f"the items of shape {shape}", factor=10)
             subject.close(gradient[::-1], slopes["logits"], f"the gradient of shape {shape}", factor=10)
+
+
+@law("invalid in programs", only("jax", path="kernel", dtypes=("float32",)), once=True, functions=tuple(INVALID))
+def invalid_in_programs(subject: Subject, draw: Draw) -> None:
+    """Where no error can be raised, an invalid value makes its own item NaN, with its gradient, and no other one."""
+    import jax
+
+    key, values = INVALID[subject.row.loss.__name__]
+    arguments, first = subject.draw(draw, 4), subject.row.floating(subject.draw(draw, 4))[0]
+    cases: list[dict[str, Any]] = [{}]
+    if subject.row.loss is polyloss.softmax_cross_entropy:
+        cases += [{"label_smoothing": 0.25}, {"class_weights": np.array([0.5, 1.0, 2.0, 0.25])}]
+    for options in cases:
+        given = subject.given(arguments, options | {"reduction": "none"})
+
+        def both(x: Any, suspect: Any, given: dict[str, Any] = given) -> Any:
+            items, pull = jax.vjp(lambda x: subject.row.loss(**given | {key: suspect} | {first: x}), x)
+            return items, pull(jax.numpy.ones_like(items))[0]
+
+        program = jax.jit(both) if key != first else jax.jit(lambda x, suspect: both(suspect, suspect))
+        expected = program(given[first], given[key])
+        for bad in values:
+            broken = arguments[key].copy()
+            broken[2] = bad
+            found = program(given[first], subject.route.array(broken, subject.dtype))
+            for got, clean, what in zip(found, expected, ("the item", "the gradient")):
+                array = to_numpy(clean).copy()
+                array[2] = np.nan
+                if key == first and what == "the gradient":  # of which that of an invalid distance is not said
+                    continue
+                subject.close(got, array, f"{what} of {bad} in {key}, with {', '.join(options) or 'no options'}")
 
 
 @law("debugging of NaN", only("jax", path="kernel", dtypes=("float32",)), once=True)

@@ -24,7 +24,7 @@ QUICK = {
     ("dask", "generic"): ("accuracy", "invalid values"),
     ("jax", "kernel"): (
         *("accuracy", "limits", "mask", "autodiff", "16 bits", "derivatives", "masked queries", "invalid values"),
-        *("batch axis", "rules of the kernels", "large programs", "loops of labels", "any call"),
+        *("batch axis", "rules of the kernels", "large programs", "invalid in programs", "loops of labels", "any call"),
     ),
     ("jax", "generic"): ("accuracy",),
     ("jax", "jit"): ("accuracy", "autodiff", "invalid values"),

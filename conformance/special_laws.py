@@ -62,10 +62,15 @@ def one_hot(subject: Subject, draw: Draw) -> None:
         {"class_weights": c, "label_smoothing": 0.1, "weights": np.arange(1.0, 6)},
     ):
         plain = of(subject, polyloss.softmax_cross_entropy, **options)
-        hard, slope = plain.value_and_gradients({"logits": logits, "targets": labels})
-        soft, slopes = plain.value_and_gradients({"logits": logits, "targets": rows})
+        hard, slope = plain.value_and_slope({"logits": logits, "targets": labels})
+        soft, same_slope = plain.value_and_slope({"logits": logits, "targets": rows})
         subject.close(hard, soft, "the value of labels, beside one-hot rows")
-        subject.close(slope["logits"], slopes["logits"], "the gradient of labels, beside one-hot rows")
+        subject.close(slope, same_slope, "the gradient of labels, beside one-hot rows")
+    light = of(subject, polyloss.softmax_cross_entropy, class_weights=np.array([0.25, 0.25]))
+    sure = np.array([[0.0, 14.0]])  # alone: its gradient is small, and all of it keeps its digits
+    _, slope = light.value_and_slope({"logits": sure, "targets": np.array([1])}, reduction="sum")
+    _, same_slope = light.value_and_slope({"logits": sure, "targets": np.array([[0.0, 1.0]])}, reduction="sum")
+    subject.close(slope, same_slope, "the gradient of a sure row that weighs little, beside a one-hot row")
 
 
 @law("shift", once=True, functions=SOFTMAX)
@@ -347,6 +352,11 @@ def invalid(subject: Subject, draw: Draw) -> None:
         _sums_near_one(subject)
     if function == "softmax_cross_entropy":
         _along_another_axis(subject)
+        labels = LOSSES[function].arguments(draw.seed, 4)
+        for options in ({"label_smoothing": 0.25}, {"class_mask": np.array([True, True, True, False])}):
+            labels["targets"] = labels["targets"] % 3
+            for bad in values:
+                is_refused(subject, key, labels, bad, **options)
 
 
 def _along_another_axis(subject: Subject) -> None:
@@ -388,15 +398,14 @@ def _beyond_32_bits(subject: Subject) -> None:
             assert np.isnan(to_numpy(items)[0]), f"a label of {label} is taken for one in range: {items}"
 
 
-def is_refused(subject: Subject, key: str, arguments: dict[str, np.ndarray], bad: Any) -> None:
+def is_refused(subject: Subject, key: str, arguments: dict[str, np.ndarray], bad: Any, **options: Any) -> None:
     """Raises AssertionError where a bad value is neither an error nor NaN in its own item alone."""
     n = len(arguments[key])
     for place in (n // 2,) if n < MANY else (0, n // 2, n - 1):  # whichever thread comes to it, and when
-        _is_refused_at(subject, key, arguments, bad, place)
+        _is_refused_at(of(subject, subject.row.loss, **options), key, arguments, bad, place)
 
 
-def _is_refused_at(subject: Subject, key: str, arguments: dict[str, np.ndarray], bad: Any, place: int) -> None:
-    plain = of(subject, subject.row.loss)
+def _is_refused_at(plain: Subject, key: str, arguments: dict[str, np.ndarray], bad: Any, place: int) -> None:
     broken = arguments[key].copy()
     broken[place] = bad
     try:
@@ -407,11 +416,11 @@ def _is_refused_at(subject: Subject, key: str, arguments: dict[str, np.ndarray],
             if said not in str(error):
                 raise AssertionError(f"the error does not name {said}: {error}") from error
         return
-    looked = (subject.route.library, subject.route.device) in ((name, "cpu") for name in ("numpy", "torch", "jax"))
-    looked = looked and subject.route.path not in ("compiled", "jit")
+    looked = (plain.route.library, plain.route.device) in ((name, "cpu") for name in ("numpy", "torch", "jax"))
+    looked = looked and plain.route.path not in ("compiled", "jit")
     assert not looked, f"{bad} in {key} is no error"
     clean = plain.items(arguments)
     same(items[place], np.full_like(items[place], np.nan), f"the item with {bad} in {key}")
     others = np.arange(len(items)) != place
-    wide = "float64" if subject.dtype == "float64" else "float32"  # in which losses of 16 bits come back
-    Subject(subject.row, subject.route, wide).close(items[others], clean[others], "the other items")
+    wide = "float64" if plain.dtype == "float64" else "float32"  # in which losses of 16 bits come back
+    Subject(plain.row, plain.route, wide).close(items[others], clean[others], "the other items")

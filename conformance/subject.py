@@ -62,7 +62,16 @@ class Subject:
 
     def value_and_gradients(self, arguments: dict[str, Any], **options: Any) -> tuple[Any, dict[str, Any]]:
         """By the formula, in every parameter that the loss is differentiable in."""
-        wrt = self.row.floating(arguments)
+        return self._differentiated(arguments, options, self.row.floating(arguments))
+
+    def value_and_slope(self, arguments: dict[str, Any], **options: Any) -> tuple[Any, Any]:
+        """The same in the first parameter alone, for which there are kernels whatever else might be differentiated."""
+        value, gradients = self._differentiated(arguments, options, self.row.floating(arguments)[:1])
+        return value, next(iter(gradients.values()))
+
+    def _differentiated(
+        self, arguments: dict[str, Any], options: dict[str, Any], wrt: tuple[str, ...]
+    ) -> tuple[Any, dict[str, Any]]:
         with self.route.inside(self.dtype):  # another than that of the cell, where a law compares two
             value, gradients = polyloss.value_and_grad(self.row.loss, wrt)(**self.given(arguments, options))
         return value, dict(zip(wrt, gradients))

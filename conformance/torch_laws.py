@@ -280,6 +280,32 @@ def operations(subject: Subject, draw: Draw) -> None:
         subject.close(items, expected, f"the items of {primitive}")
         subject.close(leaf.grad, slope, f"the gradient of {primitive}", factor=10)
 
+    if subject.row.loss is polyloss.softmax_cross_entropy:  # along another axis, where classes are far from each other
+        far = subject.route.array(rng.standard_normal((2, 40, 64)), subject.dtype).mT.requires_grad_()
+        plain: Any = LseCrossEntropy()
+        items = _items_op(plain, far, torch.zeros((2, 64), dtype=torch.int64), None, None)
+        (slopes,) = torch.autograd.grad(items.sum(), far)
+        assert slopes.is_contiguous(), "the gradient lies otherwise in memory than the compiler has been told"
+
+
+@law("checkpoint", only("torch", dtypes=("float64",)), once=True)
+def checkpointed(subject: Subject, draw: Draw) -> None:
+    """Under torch's checkpoint, which may unpack what was saved only once, every gradient is what it is without."""
+    from torch.utils.checkpoint import checkpoint
+
+    arguments = subject.draw(draw, 4)
+    _, slopes = subject.value_and_gradients(arguments)
+    given = subject.given(arguments, {})
+    wrt = subject.row.floating(arguments)
+    leaves = [given[key].requires_grad_() for key in wrt]
+
+    def of(*arrays: Any) -> Any:
+        return subject.row.loss(**given | dict(zip(wrt, arrays)))
+
+    checkpoint(of, *leaves, use_reentrant=False).backward()
+    for key, x in zip(wrt, leaves):
+        subject.close(x.grad, slopes[key], f"the gradient in {key} under checkpoint", factor=10)
+
 
 def _compiled(route: Route, dtype: str, function: str) -> str:
     asked = route.library == "torch" and route.path == "compiled" and dtype == "float32"

@@ -239,4 +239,32 @@ FAULTS = (
         "for name, x in (kwargs | preset).items()}",
         ("numpy", "torch"),
     ),
+    Fault(
+        "an-invalid-label-that-is-smoothed-in-a-program",
+        "backends/cpu/soft.py",
+        "                    at_top = target(ts, y, c, mask, kept, share, a)[1] + poison\n",
+        "                    at_top = target(ts, y, c, mask, kept, share, a)[1]\n",
+        ("jax",),
+    ),
+    Fault(
+        "a-light-row-taken-for-one-without-its-top",
+        "backends/cpu/soft.py",
+        "if at_top > half * total else",
+        "if at_top > half else",
+        ("numpy", "torch"),
+    ),
+    Fault(
+        "a-compiled-gradient-that-lies-otherwise",
+        "backends/torch.py",
+        "        work.arrays = x.contiguous(), t, a, b\n",
+        "        work.arrays = x, t, a, b\n",
+        ("torch",),
+    ),
+    Fault(
+        "what-was-saved-unpacked-twice",
+        "backends/torch.py",
+        "if wanted[0] else None, LIBRARY.matmul(a.mT, g) if wanted[1] else None",
+        "if wanted[0] else None, LIBRARY.matmul(ctx.saved_tensors[0].mT, g) if wanted[1] else None",
+        ("torch",),
+    ),
 )
