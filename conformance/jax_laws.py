@@ -136,15 +136,11 @@ def debugging(subject: Subject, draw: Draw) -> None:
     for options in ({}, {"weights": np.arange(1.0, 5), "where": np.arange(4) != 1}):
         given = subject.given(arguments, options)
         with jax.debug_nans(True):
-            value = jax.grad(functools.partial(_in_one, subject.row.loss, given, first))(given[first])
+            value = jax.grad(lambda x, given=given: subject.row.loss(**given | {first: x}))(given[first])
             assert np.all(np.isfinite(to_numpy(value))), f"the gradient in {first} is not finite"
             polyloss.value_and_grad(subject.row.loss)(**given)
             for transform in (polyloss.logsumexp, polyloss.softmax, polyloss.log_softmax):
                 transform(given[first])
-
-
-def _in_one(loss: Any, given: dict[str, Any], key: str, x: Any) -> Any:
-    return loss(**given | {key: x})
 
 
 def _slope(of: Any, along: tuple[Any, ...], *arrays: Any) -> Any:

@@ -382,7 +382,7 @@ LAYOUTS: dict[str, Callable[[Callable[[np.ndarray], Any], np.ndarray], Any]] = {
 """Arrays of the same numbers, of which none is contiguous."""
 
 
-@law("layout", only("numpy", "torch", "cupy"), once=True)
+@law("layout", only("numpy", "torch", "cupy"))
 def layout(subject: Subject, draw: Draw) -> None:
     """Inputs may be read-only, strided, reversed or Fortran-ordered; they are not touched, and no result is one."""
     arguments = subject.draw(draw, 4)

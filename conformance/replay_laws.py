@@ -77,8 +77,6 @@ def again_and_again(subject: Subject, draw: Draw) -> None:
         calls = list(_calls(subject, draw, options))
         expected = [c.subject.on(formula).value_and_gradients(c.arguments, **options) for c in calls]
         for way, compute in ways.items():
-            if "after" in way and options:
-                continue  # which the other ways are asked with
             kept = []
             for call, (exact, slopes) in zip(calls, expected):
                 what = f"of a call{way}, {call.kind}, with {', '.join(options) or 'no options'}"
