@@ -55,7 +55,7 @@ PART = {
     "limits": ("sigmoid_cross_entropy", "contrastive"),
 }
 """The functions of which a quick run asks these in JAX."""
-SLOW = {"autodiff": ("sigmoid_cross_entropy",), "compiled gradients": ("contrastive",)}
+SLOW = {"compiled gradients": ("contrastive",)}
 """The functions of which a quick run does not ask these of torch.compile, which others show as well."""
 LOGARITHMS = ("sigmoid_cross_entropy", "binary_log_loss")
 """The functions that a quick run asks in JAX's float64, whose logarithms are others than those of float32."""

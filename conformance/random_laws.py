@@ -22,7 +22,7 @@ from polyloss.conformance.subject import RESOLUTION, Draw, Subject
 
 __all__: list[str] = []
 
-CALLS = 8  # of one draw
+CALLS = 10  # of one draw
 ORDINALS = ("first", "second", "third")
 SIZES = (1, 2, 3, 5, 8, 17, 32, 33, 40, 64, 100, 255, 257, 300, 513, 1025, 1100)
 LARGEST = {1: 3, 2: 40, 3: 300, 6: 1100}  # by the size of the draw
