@@ -76,7 +76,7 @@ def _follows(
         subject.close(one, other, name, factor=10)
 
 
-@law("large programs", _on_kernels, once=True, functions=COMPILED)
+@law("large programs", _on_kernels, once=True, functions=COMPILED[:1])
 def large(subject: Subject, draw: Draw) -> None:
     """XLA waits for all threads of a kernel: the results are NumPy's as soon as they can be read."""
     numpy = subject.on(Route("numpy", "kernel"))
@@ -85,8 +85,6 @@ def large(subject: Subject, draw: Draw) -> None:
         for _ in range(3):
             logits, labels = draw.rng.standard_normal(shape), draw.rng.integers(shape[1], size=shape[0])
             arguments = {"logits": logits.astype(np.float32), "targets": labels}
-            if subject.row.loss is polyloss.sigmoid_cross_entropy:
-                arguments["targets"] = (logits[::-1] > 0).astype(np.float32)
             calls.append((arguments, *numpy.value_and_gradients(arguments, reduction="none")))
         for arguments, expected, slopes in 2 * calls:  # a race is not always lost, and memory may be that of before
             found, gradients = subject.value_and_gradients(arguments, reduction="none")
